@@ -1,0 +1,3 @@
+"""netagent: pod subnets, pod network and NetworkPolicy for one Kubernetes node."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Services of one agent: each has its own time and tasks."""

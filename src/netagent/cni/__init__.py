@@ -1,0 +1,1 @@
+"""The CNI plugin that the container runtime executes, and its configuration list."""

@@ -1,0 +1,300 @@
+"""Configuration: a YAML or JSON file, overridden by NETAGENT_* variables, overridden by flags.
+
+Every option lives in one of the small Structs below; its docstring gives the unit, the default's reason and what is
+accepted. Option `vni` of section `network` is `network: {vni: 1}` in the file, `NETAGENT_NETWORK_VNI=1` in the
+environment and `--network-vni 1` on the command line. Lists are comma-separated in the latter two.
+"""
+
+import ipaddress
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from netagent.ports import NetagentError
+
+ENV_PREFIX = "NETAGENT_"
+MAX_FILE_BYTES = 1 << 20
+"""A configuration file larger than this is refused: ours is some hundred bytes."""
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class ConfigError(NetagentError):
+    """The configuration was refused; nothing was started."""
+
+
+class ApiConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to reach the API server."""
+
+    kubeconfig: str = ""
+    """Path of a kubeconfig file; empty: the pod's service account (in-cluster)."""
+    page_size: Annotated[int, Meta(ge=1, le=10_000)] = 500
+    """Objects per list page."""
+    watch_silence_s: Seconds = 70.0
+    """A watch with no byte (not even a bookmark, which servers send about once a minute) for this long is dead."""
+    backoff_cap_s: Seconds = 10.0
+    """Longest pause between two attempts."""
+
+
+class NetworkConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The pod network."""
+
+    mode: Literal["lease", "off"] = "lease"
+    """lease: reserve subnets as Lease objects; off: another agent owns the pod network (policy only)."""
+    pools: tuple[str, ...] = ("10.244.0.0/16",)
+    """CIDRs that subnets are cut from, IPv4 and IPv6, disjoint. A family without a pool is off."""
+    subnet_len: Annotated[int, Meta(ge=8, le=30)] = 24
+    """Prefix length of a node's IPv4 subnet."""
+    subnet_len_v6: Annotated[int, Meta(ge=32, le=126)] = 64
+    """Prefix length of a node's IPv6 subnet."""
+    reserved: tuple[str, ...] = ()
+    """CIDRs within the pools that no node may take."""
+    lease_namespace: str = "kube-system"
+    """Namespace of the Lease objects."""
+    lease_duration_s: Annotated[int, Meta(ge=3)] = 3600
+    """spec.leaseDurationSeconds; renewed at a third of it."""
+    takeover_grace_s: Annotated[float, Meta(ge=0)] = 600.0
+    """An expired lease of another node is taken over only this long after it expired."""
+    backend: Literal["vxlan"] = "vxlan"
+    """How nodes reach each other's pods."""
+    vni: Annotated[int, Meta(ge=1, le=16_777_215)] = 1
+    """VXLAN network identifier; 1 as flannel has."""
+    vxlan_port: Annotated[int, Meta(ge=1, le=65535)] = 8472
+    """UDP port of VXLAN; 8472 as flannel has."""
+    mtu: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """MTU of the pods; 0: underlay minus 50 (IPv4) or minus 70 (where an IPv6 pool is set)."""
+    interface: str = ""
+    """Underlay interface; empty: the one that carries the node's InternalIP."""
+    masquerade: bool = True
+    """Rewrite the source of pod traffic that leaves the cluster."""
+    non_masquerade_cidrs: tuple[str, ...] = ()
+    """Destinations outside the pools that see pod addresses all the same."""
+
+
+class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """NetworkPolicy."""
+
+    enabled: bool = True
+    """False: another agent enforces policy; pods start without waiting for it."""
+    mark_mask: Annotated[int, Meta(ge=1, le=0xFFFFFFFF)] = 0xFFFF0000
+    """Bits of the conntrack mark that hold the generation stamp, contiguous, at least 4; the others are kept."""
+    debounce_cap_ms: Annotated[float, Meta(ge=0, le=10_000)] = 100.0
+    """Longest time that changes wait for company while many arrive; an idle agent commits at once."""
+
+
+class CniConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The CNI plugin."""
+
+    enabled: bool = True
+    """False: another plugin wires the pods."""
+    socket: str = "/run/netagent/cni.sock"
+    """Unix socket between the plugin's executable and the agent; 0600 in a directory of 0700."""
+    bin_dir: str = "/opt/cni/bin"
+    """Where the executable is installed; empty: it is installed by other means."""
+    conf_dir: str = "/etc/cni/net.d"
+    """Where the configuration list is written once the node can serve."""
+    conf_name: str = "10-netagent.conflist"
+    """File name of the configuration list; runtimes take the first in alphabetical order."""
+    chained: tuple[str, ...] = ("portmap",)
+    """Plugins after ours in the list, left out where bin_dir has no such executable."""
+    admit_timeout_s: Seconds = 20.0
+    """Longest time that an ADD waits for its pod's policy; then it fails and the kubelet tries again."""
+
+
+class HttpConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Health, metrics and debug over HTTP."""
+
+    address: str = "0.0.0.0"
+    """Where /healthz, /readyz and /metrics listen; the kubelet and Prometheus must reach it."""
+    port: Port = 9099
+    debug_address: str = "127.0.0.1"
+    """Where /debug listens."""
+    debug_port: Port = 9098
+
+
+class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Logging to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole configuration of one agent."""
+
+    node_name: str = ""
+    """Name of this node's Node object; empty: the host name."""
+    state_dir: str = "/var/lib/netagent"
+    """Allocations and what else must survive a restart; 0700."""
+    api: ApiConfig = ApiConfig()
+    network: NetworkConfig = NetworkConfig()
+    policy: PolicyConfig = PolicyConfig()
+    cni: CniConfig = CniConfig()
+    http: HttpConfig = HttpConfig()
+    log: LogConfig = LogConfig()
+
+
+def options() -> Iterator[tuple[str, str, Any]]:
+    """Every option as (section, field, type); section is "" for those at the top."""
+    for name, kind in typing.get_type_hints(Config, include_extras=True).items():
+        if isinstance(kind, type) and issubclass(kind, Struct):
+            for field, field_type in typing.get_type_hints(kind, include_extras=True).items():
+                yield name, field, field_type
+        else:
+            yield "", name, kind
+
+
+def option_name(section: str, field: str) -> str:
+    """`network`, `vni` -> `network.vni`, as messages name it."""
+    return f"{section}.{field}" if section else field
+
+
+def load(path: str, environ: Mapping[str, str], flags: Mapping[tuple[str, str], str]) -> Config:
+    """Read the file (if any), lay the environment and then the flags over it, and check the result.
+
+    `flags` maps (section, field) to the flag's text. Raises ConfigError.
+    """
+    tree = _read(path) if path else {}
+    known = {(section, field): kind for section, field, kind in options()}
+    by_variable = {_variable(section, field): (section, field) for section, field in known}
+    for variable, text in environ.items():
+        if variable.startswith(ENV_PREFIX):
+            if variable not in by_variable:
+                raise ConfigError(f"{variable}: no such option. Accepted: {', '.join(sorted(by_variable))}.")
+            _overlay(tree, by_variable[variable], text, known[by_variable[variable]], variable)
+    for name, text in flags.items():
+        _overlay(tree, name, text, known[name], "--" + option_name(*name).replace(".", "-").replace("_", "-"))
+    config = decode(tree, path or "configuration")
+    check(config)
+    return config
+
+
+def decode(tree: Any, source: str) -> Config:
+    """A Config from plain data. Raises ConfigError that names the key, its value and what is accepted."""
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error, tree)}") from None
+
+
+def check(config: Config) -> None:
+    """What types alone cannot say. Raises ConfigError."""
+    network = config.network
+    seen: list[tuple[str, ipaddress.IPv4Network | ipaddress.IPv6Network]] = []
+    for index, text in enumerate(network.pools):
+        pool = parse_cidr(f"network.pools[{index}]", text)
+        for other_name, other in seen:
+            if pool.version == other.version and pool.overlaps(other):  # type: ignore[arg-type]
+                raise ConfigError(
+                    f"network.pools[{index}] = {text!r} overlaps {other_name} = {str(other)!r}. Pools must be disjoint."
+                )
+        length = network.subnet_len if pool.version == 4 else network.subnet_len_v6
+        option = "network.subnet_len" if pool.version == 4 else "network.subnet_len_v6"
+        if length < pool.prefixlen:
+            raise ConfigError(
+                f"{option} = {length} is larger than its pool network.pools[{index}] = {text!r}. "
+                f"Accepted: {pool.prefixlen} to {30 if pool.version == 4 else 126}."
+            )
+        seen.append((f"network.pools[{index}]", pool))
+    if network.mode == "lease" and not seen:
+        raise ConfigError("network.pools = [] with network.mode = 'lease'. Accepted: at least one CIDR.")
+    for name in ("reserved", "non_masquerade_cidrs"):
+        for index, text in enumerate(getattr(network, name)):
+            parse_cidr(f"network.{name}[{index}]", text)
+    mask = config.policy.mark_mask
+    run = mask >> (mask & -mask).bit_length() - 1
+    if run & (run + 1) or run < 0xF:
+        raise ConfigError(
+            f"policy.mark_mask = {mask:#010x} is not a contiguous run of at least 4 bits. Accepted: e.g. 0xffff0000 = "
+            f"{0xFFFF0000}."
+        )
+    for name in ("state_dir",):
+        if not Path(getattr(config, name)).is_absolute():
+            raise ConfigError(f"{name} = {getattr(config, name)!r}. Accepted: an absolute path.")
+
+
+def parse_cidr(name: str, text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """A network without host bits. Raises ConfigError."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name} = {text!r}: {error}. Accepted: a CIDR without host bits, e.g. 10.244.0.0/16."
+        ) from None
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}. Nothing was started; give a readable file.") from None
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes. Nothing was started; is it the right file?")
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not YAML or JSON: {str(error).splitlines()[0]}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds a {type(tree).__name__}. Accepted: a mapping of options.")
+    return tree
+
+
+def _variable(section: str, field: str) -> str:
+    return ENV_PREFIX + (f"{section}_{field}" if section else field).upper()
+
+
+def _overlay(tree: dict[str, Any], name: tuple[str, str], text: str, kind: Any, source: str) -> None:
+    section, field = name
+    target = tree.setdefault(section, {}) if section else tree
+    if not isinstance(target, dict):
+        raise ConfigError(f"{section} = {target!r}. Accepted: a mapping of options.")
+    target[field] = _parse(text, kind, source)
+
+
+def _parse(text: str, kind: Any, source: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin is Annotated:
+        return _parse(text, typing.get_args(kind)[0], source)
+    if origin is tuple:
+        return [item.strip() for item in text.split(",") if item.strip()]
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ConfigError(f"{source} = {text!r}. Accepted: true, false.")
+        return text.lower() in ("true", "1")
+    if kind in (int, float) and not isinstance(kind, types.UnionType):
+        try:
+            return int(text, 0) if kind is int else float(text)
+        except ValueError:
+            raise ConfigError(
+                f"{source} = {text!r}. Accepted: {'a whole number' if kind is int else 'a number'}."
+            ) from None
+    return text
+
+
+def _explain(error: msgspec.ValidationError, tree: Any) -> str:
+    """msgspec's message with the key's dotted name and its value."""
+    message, _, where = str(error).partition(" - at `$")
+    path = where.rstrip("`").lstrip(".")
+    if message.startswith("Object contains unknown field"):
+        field = message.split("`")[1]
+        known = [name for section, name, _ in options() if section == path]
+        if not path:
+            known = list(Config.__struct_fields__)
+        return f"{option_name(path, field)}: no such option. Accepted here: {', '.join(known)}."
+    value: Any = tree
+    for part in path.replace("[", ".[").split("."):
+        try:
+            value = value[int(part[1:-1])] if part.startswith("[") else value[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            break
+    return f"{path} = {value!r}: {message}."

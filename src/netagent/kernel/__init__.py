@@ -1,0 +1,1 @@
+"""Adapter to the Linux kernel: nftables, links, addresses, routes, neighbours, FDB."""
