@@ -145,7 +145,7 @@ class NetworkPolicy(Struct, frozen=True, gc=False, kw_only=True):
     ingress: tuple[PolicyRule, ...] = ()
     egress: tuple[PolicyRule, ...] = ()
     problem: str = ""
-    """Why a part of the object could not be read. Such a policy isolates what pod_selector selects, allowing nothing."""
+    """Why a part of the object could not be read. It then isolates what pod_selector selects and allows nothing."""
 
 
 class SubnetLease(Struct, frozen=True, gc=False, kw_only=True):
