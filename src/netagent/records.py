@@ -59,6 +59,8 @@ class Pod(Struct, frozen=True, gc=False, kw_only=True):
     """metadata.creationTimestamp: RFC 3339 in UTC, so text order is time order."""
     terminating: bool = False
     """metadata.deletionTimestamp is set; the pod still owns its address until the object or the sandbox is gone."""
+    mirror_of: str = ""
+    """Annotation kubernetes.io/config.hash: the UID by which the kubelet knows a static pod."""
 
 
 class Namespace(Struct, frozen=True, gc=False, kw_only=True):

@@ -1,0 +1,170 @@
+"""The fixed part of the table: hooks, the judge, anti-spoofing, the VXLAN source filter, masquerading.
+
+A forwarded packet takes this way. Flows stamped with the current generation pass on the first rule. A packet without a
+conntrack entry goes to `stray`. Everything else is judged by its flow: a pod to itself is free, then the client's
+egress class and the server's ingress class each let it return or drop it. A flow that came through is stamped.
+Traffic of no local pod meets only misses and keeps its mark.
+"""
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from netagent.core.policy import Direction
+from netagent.core.ruleset import GENERATION, ChainDecl, SetDecl
+
+POD_LINKS = "nap"
+"""Names of the host ends of pod links start with it."""
+DENIED = {Direction.INGRESS: "denied_ingress", Direction.EGRESS: "denied_egress"}
+COUNTERS = ("denied_ingress", "denied_egress", "spoofed", "unknown_vtep")
+"""Named counters: packets and bytes dropped, by reason. They survive every change of the rules."""
+KUBE_PROXY_MARK = "0x4000"
+
+FIXED_SETS = {
+    **{
+        f"{direction}{version}": SetDecl(f"{kind} : verdict", narrows=True)
+        for direction in Direction
+        for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
+    },
+    **{
+        f"{name}{version}": SetDecl(kind)
+        for name in ("local", "vtep")
+        for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
+    },
+    **{f"overlay{version}": SetDecl(kind, narrows=True) for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))},
+    **{f"self{version}": SetDecl(f"{kind} . {kind}") for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))},
+    **{f"source{version}": SetDecl(f"ifname . {kind}") for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))},
+}
+"""egress, ingress: local isolated pods -> chain of their class. local: local pods. self: local pod . the same.
+source: host link . address that its pod may send from. vtep: where VXLAN packets may come from. overlay: addresses that
+other nodes use inside the overlay."""
+
+_NEIGHBOUR_DISCOVERY = "{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }"
+_MULTICAST_LISTENER = "{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }"
+
+
+class FrameSettings(Struct, frozen=True, kw_only=True):
+    """What the frame depends on."""
+
+    policy: bool = True
+    mark_mask: int = 0xFFFF0000
+    vxlan_port: int | None = None
+    """None: no VXLAN of ours, no filter on it."""
+    masquerade: bool = False
+    pools: tuple[str, ...] = ()
+    """The cluster's pod networks."""
+    own_subnets: tuple[str, ...] = ()
+    """This node's."""
+    non_masquerade_cidrs: tuple[str, ...] = ()
+
+
+def frame(settings: FrameSettings) -> dict[str, ChainDecl]:
+    """The fixed chains."""
+    chains = {}
+    if settings.policy:
+        chains.update(_forward(settings.mark_mask))
+    chains.update(_antispoof())
+    if settings.vxlan_port is not None:
+        chains["input"] = _vxlan_filter(settings.vxlan_port)
+    if settings.masquerade:
+        chains["postrouting"] = _masquerade(settings)
+    return chains
+
+
+def _forward(mask: int) -> dict[str, ChainDecl]:
+    keep = ~mask & 0xFFFFFFFF
+    stamp = f"ct mark set ct mark and {keep:#010x} or {GENERATION}"
+    return {
+        "forward": ChainDecl(
+            (
+                f"ct mark and {mask:#010x} == {GENERATION} accept",
+                "ct state invalid,untracked goto stray",
+                "jump judge",
+                f"ct original ip saddr @local4 {stamp} accept",
+                f"ct reply ip saddr @local4 {stamp} accept",
+                f"ct original ip6 saddr @local6 {stamp} accept",
+                f"ct reply ip6 saddr @local6 {stamp} accept",
+            ),
+            hook="type filter hook forward priority filter; policy accept;",
+        ),
+        "judge": ChainDecl(
+            (
+                "ct original ip saddr . ct reply ip saddr @self4 return",
+                "ct original ip6 saddr . ct reply ip6 saddr @self6 return",
+                "ct original ip saddr vmap @egress4",
+                "ct original ip6 saddr vmap @egress6",
+                "ct reply ip saddr vmap @ingress4",
+                "ct reply ip6 saddr vmap @ingress6",
+            )
+        ),
+        # Without a conntrack entry the rules of a class cannot match: only a class that admits everything returns.
+        "stray": ChainDecl(
+            (
+                f"icmpv6 type {_NEIGHBOUR_DISCOVERY} accept",
+                "ip saddr . ip daddr @self4 accept",
+                "ip6 saddr . ip6 daddr @self6 accept",
+                "ip saddr vmap @egress4",
+                "ip6 saddr vmap @egress6",
+                "ip daddr vmap @ingress4",
+                "ip6 daddr vmap @ingress6",
+            )
+        ),
+        DENIED[Direction.INGRESS]: ChainDecl(("counter name denied_ingress drop",)),
+        DENIED[Direction.EGRESS]: ChainDecl(("counter name denied_egress drop",)),
+    }
+
+
+def _antispoof() -> dict[str, ChainDecl]:
+    return {
+        "prerouting": ChainDecl(
+            (f'iifname "{POD_LINKS}*" goto from_pod',), hook="type filter hook prerouting priority raw; policy accept;"
+        ),
+        "from_pod": ChainDecl(
+            (
+                "iifname . ip saddr @source4 accept",
+                "iifname . ip6 saddr @source6 accept",
+                f"ip6 saddr {{ ::, fe80::/10 }} icmpv6 type {_NEIGHBOUR_DISCOVERY} accept",
+                f"ip6 saddr {{ ::, fe80::/10 }} icmpv6 type {_MULTICAST_LISTENER} accept",
+                "counter name spoofed drop",
+            )
+        ),
+    }
+
+
+def _vxlan_filter(port: int) -> ChainDecl:
+    return ChainDecl(
+        (
+            f"udp dport {port} ip saddr != @vtep4 counter name unknown_vtep drop",
+            f"udp dport {port} ip6 saddr != @vtep6 counter name unknown_vtep drop",
+        ),
+        hook="type filter hook input priority filter; policy accept;",
+    )
+
+
+def _masquerade(settings: FrameSettings) -> ChainDecl:
+    """flannel's order: what keeps its source first, then pods to outside, then outside to pods of other nodes."""
+    rules = [f"meta mark and {KUBE_PROXY_MARK} == {KUBE_PROXY_MARK} return"]
+    for word, version, multicast in (("ip", 4, "224.0.0.0/4"), ("ip6", 6, "ff00::/8")):
+        cluster = _of_version(settings.pools, version)
+        own = _of_version(settings.own_subnets, version)
+        direct = _of_version(settings.non_masquerade_cidrs, version)
+        if not cluster:
+            continue
+        if own:
+            rules.append(f"{word} saddr {_anonymous(own)} {word} daddr {_anonymous(cluster)} return")
+            rules.append(f"{word} saddr {_anonymous(cluster)} {word} daddr {_anonymous(own)} return")
+            rules.append(f"{word} saddr != {_anonymous(cluster)} {word} daddr {_anonymous(own)} return")
+        if direct:
+            rules.append(f"{word} saddr {_anonymous(cluster)} {word} daddr {_anonymous(direct)} return")
+        leave = f"{word} saddr {_anonymous(cluster)} {word} daddr != {_anonymous([*cluster, multicast])}"
+        enter = f"{word} saddr != {_anonymous(cluster)} {word} daddr {_anonymous(cluster)}"
+        rules += (f"{leave} masquerade random,fully-random", f"{enter} masquerade random,fully-random")
+    return ChainDecl(tuple(rules), hook="type nat hook postrouting priority srcnat; policy accept;")
+
+
+def _of_version(cidrs: Iterable[str], version: int) -> list[str]:
+    return [cidr for cidr in cidrs if (":" in cidr) == (version == 6)]
+
+
+def _anonymous(cidrs: Iterable[str]) -> str:
+    return "{ " + ", ".join(cidrs) + " }"
