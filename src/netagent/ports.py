@@ -18,25 +18,38 @@ class NftError(NetagentError):
     """nftables refused a transaction; the kernel is unchanged."""
 
 
+class TableInventory(Struct, frozen=True, gc=False, kw_only=True):
+    """Names in our table as the kernel has it."""
+
+    exists: bool
+    chains: frozenset[str] = frozenset()
+    sets: frozenset[str] = frozenset()
+    maps: frozenset[str] = frozenset()
+    mark: int | None = None
+    """Value of the conntrack mark that passes without judgement; None where the table is absent or has no such rule."""
+
+
+class CounterValue(Struct, frozen=True, gc=False):
+    """A named counter."""
+
+    packets: int
+    size_bytes: int
+
+
 class Nft(Protocol):
     """One nftables table of ours."""
 
     async def run(self, commands: str) -> None:
         """Apply all of the commands or nothing. Raises NftError; then the kernel is unchanged."""
 
-    async def inventory(self) -> "TableInventory":
-        """What our table holds in the kernel now, without set elements."""
+    async def inventory(self) -> TableInventory:
+        """What our table holds in the kernel now, without set elements. Raises NftError."""
 
+    async def counters(self) -> dict[str, CounterValue]:
+        """The named counters of our table. Raises NftError."""
 
-class TableInventory(Protocol):
-    """Names in our table."""
-
-    exists: bool
-    chains: frozenset[str]
-    sets: frozenset[str]
-    maps: frozenset[str]
-    generation: int | None
-    """Mark generation that the kernel accepts now; None where the table is absent or unreadable."""
+    async def text(self) -> str:
+        """Our table as `nft list table` prints it; empty where it is absent. Raises NftError."""
 
 
 class PolicyGate(Protocol):

@@ -16,7 +16,7 @@ from netagent.core.ruleset import GENERATION, ChainDecl, SetDecl
 POD_LINKS = "nap"
 """Names of the host ends of pod links start with it."""
 DENIED = {Direction.INGRESS: "denied_ingress", Direction.EGRESS: "denied_egress"}
-COUNTERS = ("denied_ingress", "denied_egress", "spoofed", "unknown_vtep")
+COUNTERS = ("denied_ingress", "denied_egress", "unknown_pod", "spoofed", "unknown_vtep")
 """Named counters: packets and bytes dropped, by reason. They survive every change of the rules."""
 KUBE_PROXY_MARK = "0x4000"
 

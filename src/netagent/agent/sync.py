@@ -1,0 +1,331 @@
+"""The dataplane loop: one writer that keeps the kernel's table true to the view of the cluster.
+
+wait, settle, take the net change, run one transaction, remember. Many kicks, one run: an idle loop runs at once, a busy
+one lets changes gather, at most debounce_cap_ms. What the kernel holds is known only while every transaction succeeded;
+after a failure it is unknown and the next run replaces the whole table in one transaction.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from netagent.config import PolicyConfig
+from netagent.core.compiler import Compiler
+from netagent.core.frame import COUNTERS, FrameSettings
+from netagent.core.generation import Stamp, after_kernel
+from netagent.core.render import render, replacement
+from netagent.core.store import FINISHED, Dirty, Store, same_pod
+from netagent.metrics import Metrics
+from netagent.ports import NetagentError, Nft, NftError
+from netagent.records import Change, Endpoint, Key, Kind, Listed, Pod, Upserted
+
+log = logging.getLogger(__name__)
+
+FIRST_WINDOW_S = 0.002
+"""Debounce window after the first of several changes in a row; it doubles up to the cap while they go on."""
+RETRY_FIRST_S = 0.1
+RETRY_CAP_S = 5.0
+UNREADY_AFTER = 3
+"""Failures in a row after which the agent is not ready."""
+TRANSACTIONS_KEPT = 100
+API_SANDBOX = "api:"
+"""Prefix of the container ID of a pod that we know from the API alone (policy-only mode)."""
+
+
+class NotAdmittedError(NetagentError):
+    """A pod's policy could not be committed in time; the pod must wait."""
+
+
+class Transaction(Struct, frozen=True, gc=False):
+    """One commit, for /debug."""
+
+    at_s: float
+    """Seconds since the epoch."""
+    duration_s: float
+    commands: int
+    whole: bool
+    """Whether the whole table was replaced."""
+    generation: int
+    error: str = ""
+
+
+class Dataplane:
+    """Owns the view, the compiler and the kernel's table."""
+
+    def __init__(
+        self,
+        nft: Nft,
+        config: PolicyConfig,
+        frame: FrameSettings,
+        metrics: Metrics,
+        *,
+        node_name: str,
+        kinds: frozenset[Kind],
+        pods_from_api: bool = False,
+        admit_timeout_s: float = 20.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`kinds` must be listed before the kernel is touched; `pods_from_api`: no CNI of ours wires the pods."""
+        self.store = Store()
+        self.compiler = Compiler(self.store, frame, node_name)
+        self.transactions: list[Transaction] = []
+        self._nft = nft
+        self._config = config
+        self._metrics = metrics
+        self._node_name = node_name
+        self._kinds = kinds
+        self._pods_from_api = pods_from_api
+        self._admit_timeout_s = admit_timeout_s
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._applied = False
+        self._stamp: Stamp | None = None
+        self._changes = 0
+        self._covered = 0
+        self._failures = 0
+        self._window_s = 0.0
+        self._last_commit_s = float("-inf")
+        self._pending: list[tuple[Kind, float]] = []
+        self._progress = asyncio.Condition()
+        self._pod_seen: dict[Key, list[asyncio.Future[None]]] = {}
+
+    # What the other services call
+
+    def apply(self, change: Change) -> None:
+        """Take a change of the API; cheap."""
+        if not isinstance(change, Listed):
+            self._metrics.watch_events.labels(change.kind).inc()
+            self._pending.append((change.kind, change.received_s))
+        dirty = self.store.apply(change)
+        if isinstance(change, Upserted) and isinstance(change.record, Pod):
+            self._wake_waiters(change.record)
+        if self._pods_from_api and not isinstance(change, Listed) and change.kind is Kind.POD:
+            key = change.record.key if isinstance(change, Upserted) else change.key
+            dirty = self._follow_api(key, dirty)
+        self._touch(dirty, always=isinstance(change, Listed))
+
+    async def admit(self, endpoint: Endpoint) -> None:
+        """Return once the endpoint's policy is committed. Raises NotAdmittedError; then nothing is admitted."""
+        try:
+            async with asyncio.timeout(self._admit_timeout_s):
+                await self._pod_described(endpoint)
+                self._touch(self.store.admit(endpoint), always=True, urgent=True)
+                await self.committed()
+        except TimeoutError:
+            self.withdraw(endpoint)
+            raise NotAdmittedError(
+                f"pod {endpoint.pod} not admitted within {self._admit_timeout_s:g} s: {self.why_waiting(endpoint)}. "
+                "The pod has no network yet; the kubelet tries again. If it repeats: see /readyz of the agent."
+            ) from None
+        except BaseException:
+            self.withdraw(endpoint)
+            raise
+
+    def withdraw(self, endpoint: Endpoint) -> None:
+        """The endpoint is gone."""
+        self._touch(self.store.withdraw(endpoint))
+
+    def restore(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Endpoints that earlier runs of the agent wired."""
+        for endpoint in endpoints:
+            self._touch(self.store.admit(endpoint))
+
+    def set_own_subnets(self, subnets: tuple[str, ...]) -> None:
+        """This node's subnets."""
+        self.compiler.set_own_subnets(subnets)
+        self._touch(Dirty(), always=True)
+
+    async def committed(self) -> None:
+        """Return once everything that was changed until now is in the kernel."""
+        target = self._changes
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._covered >= target)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the kernel has a current table."""
+        return self._covered > 0 and self._failures < UNREADY_AFTER
+
+    @property
+    def problem(self) -> str:
+        """Why it is not ready."""
+        missing = self._kinds - self.store.listed
+        if missing:
+            return f"not listed yet: {', '.join(sorted(missing))}"
+        if self._failures >= UNREADY_AFTER:
+            return self.transactions[-1].error if self.transactions else "nftables fails"
+        return "" if self._covered else "first commit not done"
+
+    @property
+    def generation(self) -> int | None:
+        """Current value of the stamp."""
+        return self._stamp.value if self._stamp else None
+
+    def why_waiting(self, endpoint: Endpoint) -> str:
+        """What an admission waits for."""
+        if self.problem:
+            return self.problem
+        pod = self.store.pods.get(endpoint.pod)
+        if pod is None:
+            return "the API server has not shown the pod"
+        if not same_pod(endpoint, pod):
+            return f"the API server shows another pod of this name (UID {pod.uid}, wanted {endpoint.pod_uid})"
+        return "the commit of its policy"
+
+    # The loop
+
+    async def run(self) -> None:
+        """Keep the kernel true. Ends only by cancellation."""
+        while True:
+            await self._wake.wait()
+            if not self._kinds <= self.store.listed:
+                self._wake.clear()
+                continue
+            await self._settle()
+            self._wake.clear()
+            self._urgent.clear()
+            try:
+                await self._commit()
+            except NftError as error:
+                await self._back_off(error)
+
+    async def _settle(self) -> None:
+        """Let changes gather while they come fast; at once when idle or when a pod waits."""
+        now_s = self._clock()
+        cap_s = self._config.debounce_cap_ms / 1000
+        if now_s - self._last_commit_s > max(2 * self._window_s, FIRST_WINDOW_S):
+            self._window_s = 0.0
+            return
+        self._window_s = min(cap_s, max(FIRST_WINDOW_S, 2 * self._window_s))
+        rest_s = self._last_commit_s + self._window_s - now_s
+        if rest_s > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), rest_s)
+
+    async def _commit(self) -> None:
+        covers, pending = self._changes, self._pending
+        self._pending = []
+        whole = not self._applied
+        script, stamp = await self._replacement() if whole else self._change()
+        if script:
+            self._applied = False
+            await self._run(script, stamp, whole)
+            self._applied = True
+            self._stamp = stamp
+        self._failures = 0
+        self._last_commit_s = self._clock()
+        self._observe(pending, first=whole)
+        self._covered = covers
+        async with self._progress:
+            self._progress.notify_all()
+
+    def _change(self) -> tuple[str, Stamp]:
+        assert self._stamp is not None  # noqa: S101 - known since the first replacement
+        ruleset = self.compiler.ruleset
+        delta = ruleset.take()
+        stamp = self._stamp.next() if delta.revokes else self._stamp
+        if not delta:
+            return "", stamp
+        return render(delta, ruleset.chains, stamp.mark, new_mark=delta.revokes), stamp
+
+    async def _replacement(self) -> tuple[str, Stamp]:
+        existing = await self._nft.inventory()
+        if self._stamp is not None:
+            stamp = self._stamp.next()
+        else:
+            stamp = after_kernel(self._config.mark_mask, existing.mark, time.time_ns() // 1_000_000)
+        ruleset = self.compiler.ruleset
+        bases = [name for name, chain in ruleset.chains.items() if chain.hook]
+        return replacement(ruleset.whole(), COUNTERS, stamp.mark, existing, base_chains=bases), stamp
+
+    async def _run(self, script: str, stamp: Stamp, whole: bool) -> None:
+        started_s, error = self._clock(), ""
+        try:
+            await self._nft.run(script)
+        except NftError as failure:
+            error = str(failure)
+            raise
+        finally:
+            duration_s = self._clock() - started_s
+            self._metrics.commit.observe(duration_s)
+            self._metrics.commits.labels("error" if error else "ok", "whole" if whole else "change").inc()
+            self.transactions.append(
+                Transaction(time.time(), duration_s, script.count("\n"), whole, stamp.value, error)
+            )
+            del self.transactions[:-TRANSACTIONS_KEPT]
+
+    async def _back_off(self, error: NftError) -> None:
+        self._failures += 1
+        pause_s = min(RETRY_CAP_S, RETRY_FIRST_S * 2 ** min(self._failures - 1, 10))
+        log.error("%s Next attempt in %.1f s (failure %d in a row).", error, pause_s, self._failures)
+        await asyncio.sleep(pause_s)
+        self._wake.set()
+
+    def _observe(self, pending: list[tuple[Kind, float]], *, first: bool) -> None:
+        now_s = time.monotonic()
+        if not first:
+            for kind, received_s in pending:
+                self._metrics.convergence.labels(kind).observe(max(0.0, now_s - received_s))
+        metrics, ruleset = self._metrics, self.compiler.ruleset
+        metrics.generation.set(self._stamp.value if self._stamp else 0)
+        metrics.objects.labels("chain").set(len(ruleset.chains))
+        metrics.objects.labels("set").set(len(ruleset.sets))
+        metrics.endpoints.set(len(self.store.sandboxes))
+        metrics.policy_problems.set(len(self.compiler.problems))
+
+    # Inner workings
+
+    def _touch(self, dirty: Dirty, *, always: bool = False, urgent: bool = False) -> None:
+        if dirty:
+            self.compiler.update(dirty)
+        if dirty or always:
+            self._changes += 1
+            self._wake.set()
+        if urgent:
+            self._urgent.set()
+
+    async def _pod_described(self, endpoint: Endpoint) -> None:
+        """Until the view has the pod that a sandbox belongs to: its labels decide its policy."""
+        pod = self.store.pods.get(endpoint.pod)
+        while pod is None or not same_pod(endpoint, pod):
+            seen = asyncio.get_running_loop().create_future()
+            waiters = self._pod_seen.setdefault(endpoint.pod, [])
+            waiters.append(seen)
+            try:
+                await seen
+            finally:
+                waiters.remove(seen)
+                if not waiters:
+                    self._pod_seen.pop(endpoint.pod, None)
+            pod = self.store.pods.get(endpoint.pod)
+
+    def _wake_waiters(self, pod: Pod) -> None:
+        for seen in self._pod_seen.get(pod.key, ()):
+            if not seen.done():
+                seen.set_result(None)
+
+    def _follow_api(self, key: Key, dirty: Dirty) -> Dirty:
+        """Policy-only mode: a live pod of this node with an address is an endpoint."""
+        pod = self.store.pods.get(key)
+        wanted = None
+        if pod is not None and pod.node == self._node_name and pod.ips:
+            if not pod.host_network and pod.phase not in FINISHED:
+                wanted = Endpoint(
+                    pod=key,
+                    pod_uid=pod.uid,
+                    container_id=f"{API_SANDBOX}{pod.uid}",
+                    ifname="",
+                    host_ifname="",
+                    ips=pod.ips,
+                )
+        for sandbox in self.store.sandboxes_of(key):
+            if wanted is None or sandbox.endpoint.container_id != wanted.container_id:
+                dirty.pods |= self.store.withdraw(sandbox.endpoint).pods
+        if wanted is not None:
+            dirty.pods |= self.store.admit(wanted).pods
+        return dirty

@@ -1,0 +1,305 @@
+"""From the view of the cluster to the desired ruleset, change by change.
+
+`update` takes what a change touched and brings the ruleset up to date; its work is proportional to that. The result
+depends on the view alone, never on the way there.
+
+A policy class is the set of policies that isolate a pod in one direction together with the numbers of the named ports
+that their ingress rules use. Pods of one class share a chain; a pod changes class by one map element.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct, structs
+
+from netagent.core.chains import ClassPlan, named_ports, plan_class
+from netagent.core.frame import DENIED, FIXED_SETS, FrameSettings, frame
+from netagent.core.names import content_name
+from netagent.core.peersets import PeerSets, numbers_of, version_of
+from netagent.core.policy import Direction, NamedPort, Policy, compile_policy
+from netagent.core.ruleset import ChainDecl, Ruleset
+from netagent.core.selectors import SelectorIndex
+from netagent.core.store import Dirty, Sandbox, Store
+from netagent.records import Key
+
+UNKNOWN_POD = "unknown_pod"
+"""Class of a sandbox whose pod the API has not shown: nothing passes, because nobody knows what may."""
+
+
+class ClassKey(Struct, frozen=True, gc=False):
+    """Names a policy class."""
+
+    direction: Direction
+    policies: tuple[tuple[Key, int], ...]
+    """Keys with a number that changes when the policy's meaning does, in order of the keys."""
+    resolved: tuple[tuple[NamedPort, tuple[int, ...]], ...]
+
+
+class _Class(Struct, gc=False):
+    """A class in use."""
+
+    chain: str
+    plan: ClassPlan
+    uses: int = 0
+
+
+class _Known(Struct, gc=False):
+    """A policy in the view, understood."""
+
+    policy: Policy
+    revision: int
+
+
+class Placement(Struct, frozen=True, gc=False):
+    """What the ruleset holds for one sandbox."""
+
+    ips: tuple[str, ...]
+    host_ifname: str
+    classes: tuple[ClassKey | None, ClassKey | None]
+    """Ingress and egress; None: not isolated. Without meaning where the pod is unknown."""
+    known: bool
+
+
+class Compiler:
+    """Keeps `ruleset` true to `store`. The store is changed first, then `update` is told what was touched."""
+
+    def __init__(self, store: Store, settings: FrameSettings, node_name: str) -> None:
+        self.ruleset = Ruleset()
+        self.store = store
+        self._node_name = node_name
+        self._settings = settings
+        self._peers = PeerSets(store, self.ruleset)
+        self._policies: dict[Key, _Known] = {}
+        self._policy_index: dict[str, SelectorIndex[Key]] = {}
+        self._classes: dict[ClassKey, _Class] = {}
+        self._constants: dict[str, int] = {}
+        self._chain_uses: dict[str, int] = {}
+        self.placements: dict[str, Placement] = {}
+        """By container ID."""
+        self._vteps: frozenset[str] = frozenset()
+        self._overlay: frozenset[str] = frozenset()
+        self._revisions = 0
+        for name, decl in FIXED_SETS.items():
+            self.ruleset.declare(name, decl)
+        if settings.policy:
+            self.ruleset.put_chain(UNKNOWN_POD, ChainDecl(("counter name unknown_pod drop",)))
+        self._put_frame()
+
+    def update(self, dirty: Dirty) -> None:
+        """Bring the ruleset up to date."""
+        if dirty.leases or dirty.nodes:
+            self._update_nodes()
+        if not self._settings.policy:
+            self._place(self._sandboxes(dirty.pods))
+            return
+        for namespace in dirty.namespaces:
+            self._peers.namespace_changed(namespace)
+        for key in dirty.pods:
+            self._peers.pod_changed(key)
+        touched = set(dirty.pods)
+        for key in dirty.policies:
+            touched |= self._update_policy(key)
+        self._place(self._sandboxes(touched))
+
+    def set_own_subnets(self, subnets: tuple[str, ...]) -> None:
+        """This node's subnets, for masquerading."""
+        if subnets != self._settings.own_subnets:
+            self._settings = structs.replace(self._settings, own_subnets=subnets)
+            self._put_frame()
+
+    @property
+    def problems(self) -> dict[Key, tuple[str, ...]]:
+        """Policies that could not be honoured wholly, and why."""
+        return {key: known.policy.problems for key, known in self._policies.items() if known.policy.problems}
+
+    def policy(self, key: Key) -> Policy | None:
+        """The policy as understood."""
+        known = self._policies.get(key)
+        return known.policy if known else None
+
+    def chain_of(self, key: ClassKey) -> str:
+        """The chain of a class in use."""
+        return self._classes[key].chain
+
+    def classes(self) -> dict[str, ClassKey]:
+        """Chain name -> class, of those in use."""
+        return {one.chain: key for key, one in self._classes.items()}
+
+    # Frame
+
+    def _put_frame(self) -> None:
+        for name, chain in frame(self._settings).items():
+            self.ruleset.put_chain(name, chain)
+
+    def _update_nodes(self) -> None:
+        vteps, overlay = set(), {}
+        for lease in self.store.leases.values():
+            if lease.holder and lease.public_ip and lease.holder != self._node_name:
+                vteps.add(lease.public_ip)
+                if self._settings.vxlan_port is not None:
+                    network = ipaddress.ip_network(lease.subnet)
+                    overlay[str(network.network_address)] = lease.public_ip
+        self._swap("vtep", self._vteps, frozenset(vteps))
+        self._vteps = frozenset(vteps)
+        self._peers.overlay_changed(overlay)
+        self._swap("overlay", self._overlay, frozenset(overlay))
+        self._overlay = frozenset(overlay)
+
+    def _swap(self, name: str, before: frozenset[str], after: frozenset[str]) -> None:
+        for ip in before - after:
+            self.ruleset.discard(f"{name}{version_of(ip)}", ip)
+        for ip in after - before:
+            self.ruleset.put(f"{name}{version_of(ip)}", ip)
+
+    # Policies
+
+    def _update_policy(self, key: Key) -> set[Key]:
+        """File the policy's new meaning; the local pods that it selected or selects."""
+        index = self._policy_index.setdefault(key.namespace, SelectorIndex())
+        old = self._policies.pop(key, None)
+        if old is not None:
+            index.discard(old.policy.selects, key)
+        source = self.store.policies.get(key)
+        if source is not None:
+            policy = compile_policy(source)
+            self._revisions += 1
+            unchanged = old is not None and old.policy == policy
+            revision = old.revision if old is not None and unchanged else self._revisions
+            self._policies[key] = _Known(policy, revision)
+            index.add(policy.selects, key)
+        return {
+            sandbox.endpoint.pod
+            for sandbox in self.store.sandboxes.values()
+            if sandbox.endpoint.pod.namespace == key.namespace
+        }
+
+    def _class_of(self, sandbox: Sandbox, direction: Direction) -> ClassKey | None:
+        pod = sandbox.pod
+        assert pod is not None  # noqa: S101 - the caller knows
+        index = self._policy_index.get(pod.key.namespace)
+        if index is None:
+            return None
+        selecting = []
+        for key in sorted(index.candidates(pod.labels)):
+            known = self._policies[key]
+            if direction in known.policy.rules and known.policy.selects.matches(pod.labels):
+                selecting.append((key, known.revision))
+        if not selecting:
+            return None
+        resolved: dict[NamedPort, tuple[int, ...]] = {}
+        if direction is Direction.INGRESS:
+            names = named_ports(direction, (self._policies[key].policy for key, _ in selecting))
+            resolved = {name: numbers_of(name, pod.ports) for name in names}
+        return ClassKey(direction, tuple(selecting), tuple(sorted(resolved.items())))
+
+    def _acquire_class(self, key: ClassKey) -> None:
+        one = self._classes.get(key)
+        if one is None:
+            policies = [self._policies[policy].policy for policy, _ in key.policies]
+            plan = plan_class(key.direction, policies, dict(key.resolved), DENIED[key.direction])
+            one = self._classes[key] = _Class(_chain_name(key, plan), plan)
+            self._enter_plan(one)
+        one.uses += 1
+
+    def _release_class(self, key: ClassKey) -> None:
+        one = self._classes[key]
+        one.uses -= 1
+        if one.uses == 0:
+            del self._classes[key]
+            self._leave_plan(one)
+
+    def _enter_plan(self, one: _Class) -> None:
+        for set_key in one.plan.peer_sets:
+            self._peers.acquire(set_key)
+        for constant in one.plan.constants:
+            self._constants[constant.name] = self._constants.get(constant.name, 0) + 1
+            self.ruleset.declare(constant.name, constant.decl, constant.elements)
+        self._chain_uses[one.chain] = self._chain_uses.get(one.chain, 0) + 1
+        self.ruleset.put_chain(one.chain, one.plan.chain)
+
+    def _leave_plan(self, one: _Class) -> None:
+        # A policy edited without effect on this chain gives a new class with the same chain for a moment.
+        self._chain_uses[one.chain] -= 1
+        if not self._chain_uses[one.chain]:
+            del self._chain_uses[one.chain]
+            self.ruleset.drop_chain(one.chain)
+        for constant in one.plan.constants:
+            self._constants[constant.name] -= 1
+            if not self._constants[constant.name]:
+                del self._constants[constant.name]
+                self.ruleset.drop_set(constant.name)
+        for set_key in one.plan.peer_sets:
+            self._peers.release(set_key)
+
+    # Sandboxes
+
+    def _sandboxes(self, pods: Iterable[Key]) -> dict[str, Sandbox | None]:
+        """Sandboxes to place again, and those to take out, of some pods."""
+        wanted: dict[str, Sandbox | None] = {}
+        for key in pods:
+            for sandbox in self.store.sandboxes_of(key):
+                wanted[sandbox.endpoint.container_id] = sandbox
+        for container in self.placements.keys() - self.store.sandboxes.keys():
+            wanted[container] = None
+        return wanted
+
+    def _place(self, sandboxes: Mapping[str, Sandbox | None]) -> None:
+        """Enter all new classes and elements before any old one leaves, so that what is shared stays."""
+        changes = []
+        for container, sandbox in sandboxes.items():
+            old = self.placements.get(container)
+            new = self._placement(sandbox) if sandbox is not None else None
+            if new != old:
+                changes.append((container, old, new))
+        for _, _, new in changes:
+            for key in _classes(new):
+                self._acquire_class(key)
+        for _, old, _ in changes:
+            if old is not None:
+                self._elements(old, put=False)
+        for container, _, new in changes:
+            if new is not None:
+                self._elements(new, put=True)
+                self.placements[container] = new
+            else:
+                self.placements.pop(container, None)
+        for _, old, _ in changes:
+            for key in _classes(old):
+                self._release_class(key)
+
+    def _placement(self, sandbox: Sandbox) -> Placement:
+        known = sandbox.pod is not None
+        policy = known and self._settings.policy
+        classes = (
+            self._class_of(sandbox, Direction.INGRESS) if policy else None,
+            self._class_of(sandbox, Direction.EGRESS) if policy else None,
+        )
+        return Placement(sandbox.endpoint.ips, sandbox.endpoint.host_ifname, classes, known)
+
+    def _elements(self, placement: Placement, *, put: bool) -> None:
+        change = self.ruleset.put if put else self.ruleset.discard
+        for ip in placement.ips:
+            version = version_of(ip)
+            change(f"local{version}", ip)
+            change(f"self{version}", f"{ip} . {ip}")
+            if placement.host_ifname:
+                change(f"source{version}", f'"{placement.host_ifname}" . {ip}')
+            for direction, key in zip((Direction.INGRESS, Direction.EGRESS), placement.classes, strict=True):
+                name = f"{direction}{version}"
+                if key is not None or (not placement.known and self._settings.policy):
+                    if put:
+                        chain = self._classes[key].chain if key is not None else UNKNOWN_POD
+                        self.ruleset.put(name, ip, f"jump {chain}")
+                    else:
+                        self.ruleset.discard(name, ip)
+
+
+def _classes(placement: Placement | None) -> list[ClassKey]:
+    return [key for key in placement.classes if key is not None] if placement else []
+
+
+def _chain_name(key: ClassKey, plan: ClassPlan) -> str:
+    policies = [str(policy) for policy, _ in key.policies]
+    first = key.policies[0][0]
+    kind = "in" if key.direction is Direction.INGRESS else "eg"
+    return content_name(kind, [key.direction, *policies, "", *plan.chain.rules], f"{first.namespace}_{first.name}")

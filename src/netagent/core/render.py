@@ -1,0 +1,95 @@
+"""A Delta as one nft script: the whole of it is one kernel transaction.
+
+Order is data. What is referred to comes before what refers to it, removals come after additions and in reverse; only a
+map element that changes its verdict is removed before it is added again.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from netagent.core.ruleset import GENERATION, ChainDecl, Delta, Elements
+from netagent.ports import TableInventory
+
+TABLE = "inet netagent"
+ELEMENTS_PER_COMMAND = 1000
+"""Bounds the length of a line of the script."""
+
+
+def render(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark: bool) -> str:
+    """The script that brings the kernel from before the delta to after it.
+
+    `chains` are all desired chains; `mark` is the current generation as it stands in the conntrack mark. With
+    `new_mark` every chain that holds it is written anew.
+    """
+    return "\n".join(_lines(delta, chains, mark, new_mark=new_mark)) + "\n"
+
+
+def replacement(
+    whole: Delta, counters: Iterable[str], mark: str, existing: TableInventory, *, base_chains: Iterable[str]
+) -> str:
+    """The script that replaces whatever the table holds by exactly the delta, in one transaction.
+
+    Base chains that stay are flushed, not deleted: their hooks stay in force, so no packet can pass between two.
+    """
+    lines = [f"add table {TABLE}"]
+    if existing.exists:
+        kept = set(base_chains) & existing.chains
+        lines.append(f"flush table {TABLE}")
+        lines += (f"flush map {TABLE} {name}" for name in sorted(existing.maps))
+        lines += (f"delete chain {TABLE} {name}" for name in sorted(existing.chains - kept))
+        lines += (f"delete map {TABLE} {name}" for name in sorted(existing.maps))
+        lines += (f"delete set {TABLE} {name}" for name in sorted(existing.sets))
+    lines += (f"add counter {TABLE} {name}" for name in counters)
+    lines += _lines(whole, whole.new_chains, mark, new_mark=False)
+    return "\n".join(lines) + "\n"
+
+
+def _lines(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark: bool) -> Iterator[str]:
+    yield from _declare_sets(delta)
+    yield from _declare_chains(delta)
+    for name, chain in delta.new_chains.items():
+        yield from _rules(name, chain, mark)
+    rewritten = dict(delta.changed_chains)
+    if new_mark:
+        rewritten |= {name: one for name, one in chains.items() if one.stamped and name not in delta.new_chains}
+    for name, chain in rewritten.items():
+        yield f"flush chain {TABLE} {name}"
+        yield from _rules(name, chain, mark)
+    for name, elements in delta.new_sets.items():
+        yield from _elements("add", name, _pairs(elements.values))
+    for name, change in delta.changed_sets.items():
+        yield from _elements("delete", name, change.removed)
+        yield from _elements("add", name, _pairs(change.added))
+    for name in sorted(delta.old_chains):
+        yield f"flush chain {TABLE} {name}"
+        yield f"delete chain {TABLE} {name}"
+    for name, decl in delta.old_sets.items():
+        yield f"delete {'map' if decl.is_map else 'set'} {TABLE} {name}"
+
+
+def _declare_sets(delta: Delta) -> Iterator[str]:
+    for name, elements in delta.new_sets.items():
+        yield f"add {'map' if elements.decl.is_map else 'set'} {TABLE} {name} {{ {_spec(elements)} }}"
+
+
+def _spec(elements: Elements) -> str:
+    flags = f" flags {elements.decl.flags};" if elements.decl.flags else ""
+    return f"type {elements.decl.type};{flags}"
+
+
+def _declare_chains(delta: Delta) -> Iterator[str]:
+    for name, chain in delta.new_chains.items():
+        yield f"add chain {TABLE} {name}" + (f" {{ {chain.hook} }}" if chain.hook else "")
+
+
+def _rules(name: str, chain: ChainDecl, mark: str) -> Iterator[str]:
+    for rule in chain.rules:
+        yield f"add rule {TABLE} {name} {rule.replace(GENERATION, mark)}"
+
+
+def _pairs(values: Mapping[str, str]) -> list[str]:
+    return [f"{element} : {value}" if value else element for element, value in values.items()]
+
+
+def _elements(verb: str, name: str, elements: list[str]) -> Iterator[str]:
+    for start in range(0, len(elements), ELEMENTS_PER_COMMAND):
+        yield f"{verb} element {TABLE} {name} {{ {', '.join(elements[start : start + ELEMENTS_PER_COMMAND])} }}"

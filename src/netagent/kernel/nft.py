@@ -1,0 +1,112 @@
+"""nftables through libnftables' own Python module, in one worker thread.
+
+The library is not thread-safe and each call blocks, so one thread owns it; ctypes releases the interpreter lock while
+the kernel works. A script is one transaction: the kernel takes all of it or nothing.
+"""
+
+import asyncio
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import nftables
+import orjson
+
+from netagent.ports import CounterValue, NftError, TableInventory
+
+TABLE = "inet netagent"
+ERROR_LINES = 4
+"""Lines of libnftables' complaint that are kept: it repeats the offending command, which may be long."""
+ERROR_LINE_CHARS = 300
+
+_MARK = re.compile(r"ct mark (?:& 0x[0-9a-f]+ == )?(0x[0-9a-f]+)(?:/\d+)? accept")
+
+
+class LibNftables:
+    """Our table in the network namespace of the process."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nft")
+        self._local = threading.local()
+
+    async def run(self, commands: str) -> None:
+        """Apply all of the commands or nothing. Raises NftError; then the kernel is unchanged."""
+        await self._call(self._run, commands)
+
+    async def inventory(self) -> TableInventory:
+        """What our table holds in the kernel now, without set elements. Raises NftError."""
+        listing = await self._call(self._list, f"list table {TABLE}", True, True)
+        if listing is None:
+            return TableInventory(exists=False)
+        names: dict[str, set[str]] = {"chain": set(), "set": set(), "map": set()}
+        for item in orjson.loads(listing)["nftables"]:
+            for kind, found in names.items():
+                if kind in item:
+                    found.add(item[kind]["name"])
+        return TableInventory(
+            exists=True,
+            chains=frozenset(names["chain"]),
+            sets=frozenset(names["set"]),
+            maps=frozenset(names["map"]),
+            mark=await self._mark() if "forward" in names["chain"] else None,
+        )
+
+    async def counters(self) -> dict[str, CounterValue]:
+        """The named counters of our table. Raises NftError."""
+        listing = await self._call(self._list, f"list counters table {TABLE}", True)
+        found = (item.get("counter") for item in orjson.loads(listing)["nftables"]) if listing else ()
+        return {one["name"]: CounterValue(one["packets"], one["bytes"]) for one in found if one}
+
+    async def text(self) -> str:
+        """Our table as `nft list table` prints it; empty where it is absent. Raises NftError."""
+        return await self._call(self._list, f"list table {TABLE}", False) or ""
+
+    def close(self) -> None:
+        """End the worker thread after its current call."""
+        self._thread.shutdown(wait=True)
+
+    async def _mark(self) -> int | None:
+        text = await self._call(self._list, f"list chain {TABLE} forward", False)
+        found = _MARK.search(text or "")
+        return int(found.group(1), 16) if found else None
+
+    async def _call(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    # In the worker thread
+
+    def _library(self) -> Any:
+        library = getattr(self._local, "library", None)
+        if library is None:
+            library = self._local.library = nftables.Nftables()
+            library.set_handle_output(False)
+            library.set_numeric_proto_output(False)
+        return library
+
+    def _run(self, commands: str) -> None:
+        library = self._library()
+        library.set_json_output(False)
+        code, _, error = library.cmd(commands)
+        if code != 0:
+            raise NftError(
+                f"the kernel refused a transaction of {commands.count(chr(10))} commands on table {TABLE}: "
+                f"{_brief(error)}. The old rules stay in force; netagent reads the table back and tries again. "
+                f"If it repeats: compare `nft list table {TABLE}` with /debug/ruleset."
+            )
+
+    def _list(self, command: str, as_json: bool, terse: bool = False) -> str | None:
+        library = self._library()
+        library.set_json_output(as_json)
+        library.set_terse_output(terse)
+        code, output, error = library.cmd(command)
+        if code == 0:
+            return str(output)
+        if "No such file or directory" in str(error):
+            return None
+        raise NftError(f"nft {command} failed: {_brief(error)}. Nothing was changed.")
+
+
+def _brief(error: str) -> str:
+    lines = [line.strip()[:ERROR_LINE_CHARS] for line in str(error).splitlines() if line.strip(" ^~")]
+    return "; ".join(lines[:ERROR_LINES]) or "no reason given"

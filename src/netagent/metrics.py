@@ -1,0 +1,66 @@
+"""Metrics of one agent, in a registry of its own."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from netagent import __version__
+
+LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """Every metric the agent exposes; see docs/metrics.md."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.convergence = Histogram(
+            "netagent_convergence_seconds",
+            "From the arrival of a watch event to the kernel commit that covers it.",
+            ["kind"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.commit = Histogram(
+            "netagent_commit_seconds",
+            "Duration of one nftables transaction.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.commits = Counter(
+            "netagent_commits", "nftables transactions by result and kind.", ["result", "kind"], registry=self.registry
+        )
+        self.generation = Gauge(
+            "netagent_generation", "Generation stamp that open flows must carry.", registry=self.registry
+        )
+        self.objects = Gauge(
+            "netagent_ruleset_objects", "Objects in the desired ruleset.", ["kind"], registry=self.registry
+        )
+        self.endpoints = Gauge("netagent_endpoints", "Pods of this node.", registry=self.registry)
+        self.policy_problems = Gauge(
+            "netagent_policy_problems", "Policies that could not be honoured wholly.", registry=self.registry
+        )
+        self.undecodable = Gauge(
+            "netagent_undecodable_objects", "API objects that could not be read.", ["kind"], registry=self.registry
+        )
+        self.watch_events = Counter(
+            "netagent_watch_events", "Changes delivered by the watches.", ["kind"], registry=self.registry
+        )
+        self.watch_connected = Gauge(
+            "netagent_watch_connected", "1 while the watch of a kind is open.", ["kind"], registry=self.registry
+        )
+        self.relists = Gauge("netagent_relists", "Full lists since the start.", ["kind"], registry=self.registry)
+        self.dropped = Gauge(
+            "netagent_dropped_packets",
+            "Packets dropped by our table since it was made.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.peers = Gauge("netagent_peers", "Subnets of other nodes that are reachable.", registry=self.registry)
+        self.ready = Gauge("netagent_ready", "1 while a part of the agent is ready.", ["part"], registry=self.registry)
+        self.cni = Histogram(
+            "netagent_cni_seconds",
+            "Duration of CNI commands in the agent.",
+            ["command", "result"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        Info("netagent_build", "Version of the agent.", registry=self.registry).info({"version": __version__})
