@@ -313,19 +313,16 @@ class Dataplane:
         """Policy-only mode: a live pod of this node with an address is an endpoint."""
         pod = self.store.pods.get(key)
         wanted = None
-        if pod is not None and pod.node == self._node_name and pod.ips:
-            if not pod.host_network and pod.phase not in FINISHED:
-                wanted = Endpoint(
-                    pod=key,
-                    pod_uid=pod.uid,
-                    container_id=f"{API_SANDBOX}{pod.uid}",
-                    ifname="",
-                    host_ifname="",
-                    ips=pod.ips,
-                )
+        if pod is not None and pod.node == self._node_name and _has_network(pod):
+            sandbox_id = f"{API_SANDBOX}{pod.uid}"
+            wanted = Endpoint(pod=key, pod_uid=pod.uid, container_id=sandbox_id, ifname="", host_ifname="", ips=pod.ips)
         for sandbox in self.store.sandboxes_of(key):
             if wanted is None or sandbox.endpoint.container_id != wanted.container_id:
                 dirty.pods |= self.store.withdraw(sandbox.endpoint).pods
         if wanted is not None:
             dirty.pods |= self.store.admit(wanted).pods
         return dirty
+
+
+def _has_network(pod: Pod) -> bool:
+    return bool(pod.ips) and not pod.host_network and pod.phase not in FINISHED
