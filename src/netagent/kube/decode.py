@@ -1,0 +1,344 @@
+"""JSON of the API server -> the flat records of `netagent.records`.
+
+The wire Structs name only the fields that netagent reads; msgspec skips the rest without making objects of it. A null
+means the same as an absent field wherever Kubernetes' own types cannot tell them apart.
+"""
+
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address, ip_network
+from sys import intern
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from netagent.kube import leases
+from netagent.kube.wire import DecodeError, Meta
+from netagent.records import (
+    ContainerPort,
+    IPBlock,
+    Key,
+    Kind,
+    LabelSelector,
+    Namespace,
+    NetworkPolicy,
+    Node,
+    Pod,
+    PolicyPeer,
+    PolicyPort,
+    PolicyRule,
+    Record,
+    Requirement,
+)
+
+NULL = Raw(b"null")
+ANNOTATIONS_KEPT = ("flannel.", "netagent.")
+
+
+class _Head(Struct):
+    metadata: Meta
+
+
+class _ContainerPort(Struct, rename="camel"):
+    container_port: int
+    name: str | None = None
+    protocol: str | None = None
+
+
+class _Container(Struct, rename="camel"):
+    ports: list[_ContainerPort] | None = None
+    restart_policy: str | None = None
+
+
+class _PodSpec(Struct, rename="camel"):
+    node_name: str | None = None
+    host_network: bool | None = None
+    containers: list[_Container] | None = None
+    init_containers: list[_Container] | None = None
+
+
+class _PodIP(Struct):
+    ip: str | None = None
+
+
+class _PodStatus(Struct):
+    phase: str | None = None
+    pod_ips: list[_PodIP] | None = msgspec.field(default=None, name="podIPs")
+    pod_ip: str | None = msgspec.field(default=None, name="podIP")
+
+
+class _Pod(Struct):
+    metadata: Meta
+    spec: _PodSpec | None = None
+    status: _PodStatus | None = None
+
+
+class _NodeSpec(Struct):
+    pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
+    pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
+
+
+class _NodeAddress(Struct):
+    type: str = ""
+    address: str = ""
+
+
+class _NodeStatus(Struct):
+    addresses: list[_NodeAddress] | None = None
+
+
+class _Node(Struct):
+    metadata: Meta
+    spec: _NodeSpec | None = None
+    status: _NodeStatus | None = None
+
+
+# An unknown field in one of these would narrow what the policy allows: refused, so that the policy fails closed.
+
+
+class _Requirement(Struct, forbid_unknown_fields=True):
+    key: str
+    operator: str
+    values: list[str] | None = None
+
+
+class _Selector(Struct, rename="camel", forbid_unknown_fields=True):
+    match_labels: dict[str, str] | None = None
+    match_expressions: list[_Requirement] | None = None
+
+
+class _IPBlock(Struct, forbid_unknown_fields=True):
+    cidr: str
+    excepts: list[str] | None = msgspec.field(default=None, name="except")
+
+
+class _Port(Struct, rename="camel", forbid_unknown_fields=True):
+    protocol: str | None = None
+    port: int | str | None = None
+    end_port: int | None = None
+
+
+class _IngressRule(Struct, forbid_unknown_fields=True):
+    peers: list[dict[str, Raw]] | None = msgspec.field(default=None, name="from")
+    ports: list[_Port] | None = None
+
+
+class _EgressRule(Struct, forbid_unknown_fields=True):
+    peers: list[dict[str, Raw]] | None = msgspec.field(default=None, name="to")
+    ports: list[_Port] | None = None
+
+
+class _PolicySpec(Struct, rename="camel"):
+    pod_selector: _Selector | None = None
+    policy_types: list[str] | None = None
+    ingress: list[_IngressRule] | None = None
+    egress: list[_EgressRule] | None = None
+
+
+class _PolicySpecHead(Struct, rename="camel"):
+    pod_selector: _Selector | None = None
+
+
+class _Policy(Struct):
+    metadata: Meta
+    spec: Raw = NULL
+
+
+_head = msgspec.json.Decoder(_Head)
+_pod = msgspec.json.Decoder(_Pod)
+_node = msgspec.json.Decoder(_Node)
+_policy = msgspec.json.Decoder(_Policy)
+_policy_spec = msgspec.json.Decoder(_PolicySpec)
+_policy_spec_head = msgspec.json.Decoder(_PolicySpecHead)
+_selector = msgspec.json.Decoder(_Selector | None)
+_ip_block = msgspec.json.Decoder(_IPBlock | None)
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def head(raw: bytes | Raw) -> tuple[Key, str]:
+    """Name and resourceVersion of any object. Raises DecodeError."""
+    try:
+        meta = _head.decode(raw).metadata
+    except _MALFORMED as error:
+        raise DecodeError(str(error)) from None
+    if not meta.name:
+        raise DecodeError("metadata.name is empty")
+    return meta.key(), meta.resource_version
+
+
+def record(kind: Kind, raw: bytes | Raw) -> Record:
+    """One object as a record. Raises DecodeError, whose text says what could not be read.
+
+    A NetworkPolicy fails only where its metadata does: otherwise it comes back with `problem` set, allowing nothing.
+    """
+    try:
+        return _READERS[kind](raw)
+    except _MALFORMED as error:
+        raise DecodeError(str(error)) from None
+
+
+def labels(found: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Labels with interned text: a cluster repeats few keys and values over all of its pods."""
+    return {intern(name): intern(value) for name, value in found.items()} if found else {}
+
+
+def _read_namespace(raw: bytes | Raw) -> Namespace:
+    meta = _head.decode(raw).metadata
+    return Namespace(key=meta.key(), uid=meta.uid, labels=labels(meta.labels))
+
+
+def _read_pod(raw: bytes | Raw) -> Pod:
+    wire = _pod.decode(raw)
+    meta, spec, status = wire.metadata, wire.spec or _PodSpec(), wire.status or _PodStatus()
+    sidecars = [container for container in spec.init_containers or () if container.restart_policy == "Always"]
+    return Pod(
+        key=meta.key(),
+        uid=meta.uid,
+        node=intern(spec.node_name or ""),
+        labels=labels(meta.labels),
+        ips=_pod_ips(status),
+        phase=intern(status.phase or "Pending"),
+        host_network=bool(spec.host_network),
+        ports=_container_ports([*sidecars, *(spec.containers or ())]),
+        created=meta.creation_timestamp or "",
+        terminating=meta.deletion_timestamp is not None,
+    )
+
+
+def _pod_ips(status: _PodStatus) -> tuple[str, ...]:
+    found = [entry.ip for entry in status.pod_ips or () if entry.ip]
+    if not found and status.pod_ip:
+        found = [status.pod_ip]
+    return tuple(dict.fromkeys(_address("status.podIPs", text) for text in found))
+
+
+def _container_ports(containers: list[_Container]) -> tuple[ContainerPort, ...]:
+    return tuple(
+        ContainerPort(intern(port.name or ""), port.container_port, intern(port.protocol or "TCP"))
+        for container in containers
+        for port in container.ports or ()
+    )
+
+
+def _read_node(raw: bytes | Raw) -> Node:
+    wire = _node.decode(raw)
+    meta, spec, status = wire.metadata, wire.spec or _NodeSpec(), wire.status or _NodeStatus()
+    cidrs = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])
+    annotations = {
+        name: value
+        for name, value in (meta.annotations or {}).items()
+        if any(part in name for part in ANNOTATIONS_KEPT)
+    }
+    return Node(
+        key=meta.key(),
+        uid=meta.uid,
+        labels=labels(meta.labels),
+        annotations=annotations,
+        addresses=_internal_ips(status),
+        pod_cidrs=tuple(_network("spec.podCIDRs", text) for text in cidrs),
+    )
+
+
+def _internal_ips(status: _NodeStatus) -> tuple[str, ...]:
+    """An InternalIP that is no address (the API server accepts any text) is left out: the others still serve."""
+    found = []
+    for entry in status.addresses or ():
+        if entry.type == "InternalIP":
+            try:
+                found.append(_address("status.addresses", entry.address))
+            except DecodeError:
+                continue
+    return tuple(dict.fromkeys(found))
+
+
+def _read_policy(raw: bytes | Raw) -> NetworkPolicy:
+    wire = _policy.decode(raw)
+    meta = wire.metadata
+    if bytes(wire.spec) == b"null":
+        return NetworkPolicy(key=meta.key(), uid=meta.uid)
+    try:
+        spec = _policy_spec.decode(wire.spec)
+        return NetworkPolicy(
+            key=meta.key(),
+            uid=meta.uid,
+            pod_selector=_label_selector(spec.pod_selector),
+            policy_types=tuple(spec.policy_types or ()),
+            ingress=tuple(_rule(rule) for rule in spec.ingress or ()),
+            egress=tuple(_rule(rule) for rule in spec.egress or ()),
+        )
+    except _MALFORMED as error:
+        return _closed_policy(meta, wire.spec, f"spec: {error}")
+
+
+def _closed_policy(meta: Meta, spec: Raw, problem: str) -> NetworkPolicy:
+    """Isolates what the selector selects; the whole namespace where not even that can be read."""
+    try:
+        selector = _label_selector(_policy_spec_head.decode(spec).pod_selector)
+    except _MALFORMED:
+        selector = LabelSelector()
+    return NetworkPolicy(
+        key=meta.key(), uid=meta.uid, pod_selector=selector, policy_types=("Ingress", "Egress"), problem=problem
+    )
+
+
+def _rule(rule: _IngressRule | _EgressRule) -> PolicyRule:
+    return PolicyRule(
+        peers=None if rule.peers is None else tuple(_peer(peer) for peer in rule.peers),
+        ports=None if rule.ports is None else tuple(_port(port) for port in rule.ports),
+    )
+
+
+def _port(port: _Port) -> PolicyPort:
+    return PolicyPort(protocol=port.protocol or "TCP", port=port.port, end_port=port.end_port)
+
+
+def _peer(fields: dict[str, Raw]) -> PolicyPeer:
+    known: dict[str, Any] = {"podSelector": None, "namespaceSelector": None, "ipBlock": None}
+    unknown = []
+    for name, raw in fields.items():
+        if name in known:
+            known[name] = (_ip_block if name == "ipBlock" else _selector).decode(raw)
+        else:
+            unknown.append(name)
+    block = known["ipBlock"]
+    return PolicyPeer(
+        pod_selector=None if known["podSelector"] is None else _label_selector(known["podSelector"]),
+        namespace_selector=None if known["namespaceSelector"] is None else _label_selector(known["namespaceSelector"]),
+        ip_block=None if block is None else IPBlock(cidr=block.cidr, excepts=tuple(block.excepts or ())),
+        unknown_fields=tuple(sorted(unknown)),
+    )
+
+
+def _label_selector(selector: _Selector | None) -> LabelSelector:
+    if selector is None:
+        return LabelSelector()
+    return LabelSelector(
+        match_labels=labels(selector.match_labels),
+        match_expressions=tuple(
+            Requirement(intern(item.key), intern(item.operator), tuple(map(intern, item.values or ())))
+            for item in selector.match_expressions or ()
+        ),
+    )
+
+
+def _address(field: str, text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise DecodeError(f"{field}: {text!r} is no IP address") from None
+
+
+def _network(field: str, text: str) -> str:
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        raise DecodeError(f"{field}: {text!r} is no CIDR") from None
+
+
+_READERS: Mapping[Kind, Callable[[bytes | Raw], Record]] = {
+    Kind.NAMESPACE: _read_namespace,
+    Kind.POD: _read_pod,
+    Kind.NODE: _read_node,
+    Kind.NETWORK_POLICY: _read_policy,
+    Kind.LEASE: leases.read,
+}

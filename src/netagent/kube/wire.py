@@ -1,0 +1,48 @@
+"""Parts of the API server's JSON that all kinds share."""
+
+import msgspec
+from msgspec import Raw, Struct
+
+from netagent.ports import NetagentError
+from netagent.records import Key
+
+
+class DecodeError(NetagentError):
+    """An object, or a part of it, is not what its kind looks like."""
+
+
+class Meta(Struct, rename="camel"):
+    """metadata of an object: what we read of it."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+
+    def key(self) -> Key:
+        return Key(self.namespace, self.name)
+
+
+class ListMeta(Struct, rename="camel"):
+    """metadata of a list."""
+
+    resource_version: str = ""
+    continue_: str | None = msgspec.field(default=None, name="continue")
+
+
+class Page(Struct):
+    """One page of a list; the objects are not decoded yet."""
+
+    metadata: ListMeta = msgspec.field(default_factory=ListMeta)
+    items: list[Raw] | None = None
+
+
+class Frame(Struct):
+    """One line of a watch."""
+
+    type: str
+    object: Raw

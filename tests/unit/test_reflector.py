@@ -1,0 +1,396 @@
+"""The reflector against a scripted server that does what real ones do only on bad days."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from netagent.config import ApiConfig
+from netagent.kube.client import connect
+from netagent.kube.reflector import Reflector, resources
+from netagent.records import Change, Kind, Listed, NetworkPolicy, Pod, Removed, Undecodable, Upserted
+
+Script = Callable[[web.Request], Awaitable[web.StreamResponse]]
+DEADLINE_S = 20.0
+
+
+def pod(name: str, version: str, **extra: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "ns", "resourceVersion": version, "uid": f"u-{name}"}, **extra}
+
+
+def page(version: str, *items: Any, token: str = "") -> dict[str, Any]:
+    return {"metadata": {"resourceVersion": version, "continue": token}, "items": list(items)}
+
+
+def frame(kind: str, item: Any) -> bytes:
+    return json.dumps({"type": kind, "object": item}).encode() + b"\n"
+
+
+def failure(code: int, reason: str) -> dict[str, Any]:
+    return {"kind": "Status", "code": code, "reason": reason, "message": f"scripted {reason}"}
+
+
+class ScriptedServer:
+    """Answers lists and watches from two queues; the last entry of a queue is repeated."""
+
+    def __init__(self) -> None:
+        self.lists: list[Any] = [page("1")]
+        self.watches: list[Script] = [self.hold()]
+        self.list_queries: list[dict[str, str]] = []
+        self.watch_queries: list[dict[str, str]] = []
+        self.port = 0
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        query = dict(request.query)
+        if query.get("watch") == "true":
+            self.watch_queries.append(query)
+            script = self.watches.pop(0) if len(self.watches) > 1 else self.watches[0]
+            return await script(request)
+        self.list_queries.append(query)
+        answer = self.lists.pop(0) if len(self.lists) > 1 else self.lists[0]
+        if callable(answer):
+            answer = answer(query)
+        if isinstance(answer, bytes):
+            return web.Response(body=answer)
+        return web.json_response(answer, status=answer.get("code", 200) if answer.get("kind") == "Status" else 200)
+
+    @staticmethod
+    def send(*chunks: bytes, hold: bool = False, cut: bool = False) -> Script:
+        """A watch that sends these chunks and then stays open, ends, or is cut without the end of its last chunk."""
+
+        async def script(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            for chunk in chunks:
+                await response.write(chunk)
+                await asyncio.sleep(0.01)
+            if hold:
+                await asyncio.sleep(3600)
+            if cut and request.transport is not None:
+                request.transport.abort()
+            return response
+
+        return script
+
+    @classmethod
+    def hold(cls) -> Script:
+        return cls.send(hold=True)
+
+    @staticmethod
+    def refuse(code: int, reason: str, **headers: str) -> Script:
+        async def script(request: web.Request) -> web.StreamResponse:
+            return web.json_response(failure(code, reason), status=code, headers=headers)
+
+        return script
+
+
+@asynccontextmanager
+async def listening(server: ScriptedServer, port: int = 0) -> AsyncIterator[None]:
+    app = web.Application()
+    app.router.add_get("/{path:.*}", server.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    server.port = runner.addresses[0][1]
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+class Observed:
+    """What a running reflector has emitted."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.reflector: Reflector | None = None
+
+    def said(self) -> list[str]:
+        return [describe(change) for change in self.changes]
+
+    async def until(self, *expected: str) -> None:
+        """Wait until exactly these changes have come."""
+        await until(lambda: self.said() == list(expected), lambda: f"{self.said()} != {list(expected)}")
+
+
+def describe(change: Change) -> str:
+    match change:
+        case Upserted(_, record):
+            version = record.labels.get("v", "") if isinstance(record, Pod) else ""
+            return f"+{record.key.name}{version}"
+        case Removed(_, key):
+            return f"-{key.name}"
+        case Undecodable(_, key):
+            return f"?{key.name}"
+        case Listed():
+            return "listed"
+
+
+async def until(condition: Callable[[], bool], why: Callable[[], str] = lambda: "condition never held") -> None:
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition():  # noqa: ASYNC110 - any condition
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pytest.fail(why())
+
+
+def write_kubeconfig(directory: Path, port: int) -> str:
+    path = directory / f"kubeconfig-{port}"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "u", "user": {"token": "s3cret-token"}}],
+    }
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedServer]:
+    server = ScriptedServer()
+    async with listening(server):
+        yield server
+
+
+@asynccontextmanager
+async def reflecting(
+    server: ScriptedServer, directory: Path, kind: Kind = Kind.POD, **settings: Any
+) -> AsyncIterator[Observed]:
+    config = ApiConfig(kubeconfig=write_kubeconfig(directory, server.port), **{"backoff_cap_s": 0.2, **settings})
+    observed = Observed()
+    async with connect(config) as api:
+        reflector = Reflector(api, resources("kube-system")[kind], observed.changes.append, config)
+        observed.reflector = reflector
+        task = asyncio.create_task(reflector.run())
+        try:
+            yield observed
+            assert not task.done(), "the reflector ended"
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_pages_are_followed_to_the_end_and_listed_comes_once(server: ScriptedServer, tmp_path: Path) -> None:
+    server.lists = [
+        page("7", pod("a", "1"), token="t1"),
+        page("7", pod("b", "2"), token="t2"),
+        page("7", pod("c", "3")),
+    ]
+    async with reflecting(server, tmp_path, page_size=1) as observed:
+        await observed.until("+a", "+b", "+c", "listed")
+        await until(lambda: len(server.watch_queries) == 1)
+    assert [(q["limit"], q.get("continue", "")) for q in server.list_queries] == [("1", ""), ("1", "t1"), ("1", "t2")]
+    assert server.watch_queries[0]["resourceVersion"] == "7"
+    assert server.watch_queries[0]["allowWatchBookmarks"] == "true"
+
+
+async def test_events_arrive_across_chunk_borders(server: ScriptedServer, tmp_path: Path) -> None:
+    text = frame("ADDED", pod("a", "2")) + frame("MODIFIED", pod("a", "3")) + frame("DELETED", pod("a", "4"))
+    server.watches = [server.send(text[:40], text[40:100], text[100:], hold=True)]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("listed", "+a", "+a", "-a")
+        assert observed.reflector is not None
+        status = observed.reflector.status
+    assert status.listed
+    assert status.connected
+    assert status.last_error == ""
+    assert status.resource_version == "4"
+    assert [change.received_s > 0 for change in observed.changes if not isinstance(change, Listed)] == [True] * 3
+
+
+async def test_a_watch_that_ends_resumes_at_the_last_bookmark_without_a_list(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    bookmark = {"kind": "Pod", "metadata": {"resourceVersion": "50"}}
+    server.watches = [
+        server.send(frame("ADDED", pod("a", "2")), frame("BOOKMARK", bookmark)),
+        server.send(frame("ADDED", pod("b", "51")), hold=True),
+    ]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("listed", "+a", "+b")
+    assert [q["resourceVersion"] for q in server.watch_queries] == ["1", "50"]
+    assert len(server.list_queries) == 1
+
+
+@pytest.mark.parametrize("how", ["http", "event"])
+async def test_410_is_delivered_as_the_difference(server: ScriptedServer, tmp_path: Path, how: str) -> None:
+    gone = {
+        "http": server.refuse(410, "Gone"),
+        "event": server.send(frame("ERROR", failure(410, "Expired"))),
+    }[how]
+    server.lists = [
+        page("10", pod("same", "1"), pod("changed", "2"), pod("vanished", "3")),
+        page("90", pod("same", "1"), pod("changed", "80"), pod("new", "81")),
+    ]
+    server.watches = [gone, server.hold()]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("+same", "+changed", "+vanished", "listed", "+changed", "+new", "-vanished")
+        await until(lambda: len(server.watch_queries) == 2)
+        assert observed.reflector is not None
+        assert observed.reflector.status.relists == 1
+    assert [q["resourceVersion"] for q in server.watch_queries] == ["10", "90"]
+
+
+async def test_an_expired_continue_token_lists_again_without_pages(server: ScriptedServer, tmp_path: Path) -> None:
+    server.lists = [
+        page("5", pod("a", "1"), token="old"),
+        failure(410, "Expired"),
+        page("9", pod("a", "1"), pod("b", "8")),
+    ]
+    async with reflecting(server, tmp_path, page_size=1) as observed:
+        await observed.until("+a", "+b", "listed")
+    assert "limit" not in server.list_queries[2]
+    assert "continue" not in server.list_queries[2]
+
+
+async def test_a_frame_cut_off_is_not_used_and_the_watch_resumes_before_it(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    whole, half = frame("ADDED", pod("a", "2")), frame("ADDED", pod("b", "3"))
+    server.watches = [server.send(whole, half[:50], cut=True), server.send(half, hold=True)]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("listed", "+a", "+b")
+    assert [q["resourceVersion"] for q in server.watch_queries] == ["1", "2"]
+    assert len(server.list_queries) == 1
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"<html>a proxy's error page</html>\n",
+        b'{"type": "ADDED", "object": {"metadata": {}}}\n',
+        b'{"type": "SURPRISE", "object": {}}\n',
+        b'{"type": "BOOKMARK", "object": 7}\n',
+        b'{"type": "ERROR", "object": []}\n',
+        b"\xff\xfe\x00\n",
+    ],
+)
+async def test_garbage_costs_a_list_and_nothing_else(server: ScriptedServer, tmp_path: Path, garbage: bytes) -> None:
+    server.lists = [page("1", pod("a", "1")), page("5", pod("a", "1"), pod("b", "5"))]
+    server.watches = [server.send(garbage, hold=True), server.send(frame("DELETED", pod("a", "6")), hold=True)]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("+a", "listed", "+b", "-a")
+
+
+async def test_a_frame_longer_than_allowed_costs_a_list(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netagent.kube.client.MAX_LINE_BYTES", 1000)
+    server.lists = [page("1"), page("5", pod("b", "5"))]
+    server.watches = [server.send(b"x" * 2000, hold=True), server.hold()]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("listed", "+b")
+
+
+async def test_a_silent_watch_is_given_up_and_resumed(server: ScriptedServer, tmp_path: Path) -> None:
+    server.watches = [server.send(frame("ADDED", pod("a", "2")), hold=True), server.send(frame("ADDED", pod("b", "3")))]
+    async with reflecting(server, tmp_path, watch_silence_s=0.3) as observed:
+        await until(lambda: "+b" in observed.said())
+    assert server.watch_queries[1]["resourceVersion"] == "2"
+    assert len(server.list_queries) == 1
+
+
+async def test_a_server_away_at_the_start_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = ScriptedServer()
+    async with listening(server):
+        pass
+    async with reflecting(server, tmp_path) as observed:
+        reflector = observed.reflector
+        assert reflector is not None
+        await until(lambda: reflector.status.last_error != "")
+        assert not reflector.status.listed
+        server.lists = [page("3", pod("a", "1"))]
+        async with listening(server, server.port):
+            await observed.until("+a", "listed")
+            await until(lambda: reflector.status.last_error == "")
+    assert "s3cret" not in caplog.text
+
+
+async def test_a_server_that_goes_away_changes_nothing_until_it_is_back(server: ScriptedServer, tmp_path: Path) -> None:
+    server.lists = [page("3", pod("a", "1"))]
+    server.watches = [server.refuse(503, "ServiceUnavailable")] * 3 + [
+        server.send(frame("DELETED", pod("a", "4")), hold=True)
+    ]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("+a", "listed", "-a")
+    assert [q["resourceVersion"] for q in server.watch_queries] == ["3"] * 4
+    assert len(server.list_queries) == 1
+
+
+async def test_a_watch_that_closes_at_once_does_not_spin(server: ScriptedServer, tmp_path: Path) -> None:
+    server.watches = [server.send()]
+    async with reflecting(server, tmp_path, backoff_cap_s=10.0):
+        await asyncio.sleep(2.0)
+    assert 2 <= len(server.watch_queries) <= 20
+
+
+async def test_retry_after_is_honoured(server: ScriptedServer, tmp_path: Path) -> None:
+    server.watches = [server.refuse(429, "TooManyRequests", **{"Retry-After": "1"})]
+    async with reflecting(server, tmp_path, backoff_cap_s=1.0):
+        await until(lambda: len(server.watch_queries) == 1)
+        await asyncio.sleep(0.5)
+        assert len(server.watch_queries) == 1
+        await until(lambda: len(server.watch_queries) == 2)
+
+
+async def test_an_unreadable_object_costs_only_itself(server: ScriptedServer, tmp_path: Path) -> None:
+    broken = pod("broken", "2", status={"podIPs": [{"ip": "300.1.1.1"}]})
+    nameless = {"metadata": {"resourceVersion": "1"}}
+    server.lists = [page("9", pod("a", "1"), broken, nameless, pod("c", "3"))]
+    mended = pod("broken", "10", status={"podIPs": [{"ip": "10.0.0.1"}]})
+    server.watches = [server.send(frame("MODIFIED", {**broken, "metadata": mended["metadata"]}), hold=True)]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("+a", "?broken", "+c", "listed", "?broken")
+        assert observed.reflector is not None
+        assert observed.reflector.status.unreadable == 3
+    error = next(change for change in observed.changes if isinstance(change, Undecodable))
+    assert "300.1.1.1" in error.error
+
+
+async def test_a_policy_that_reads_only_in_part_is_delivered_closed(server: ScriptedServer, tmp_path: Path) -> None:
+    server.lists = [page("9", pod("p", "1", spec={"podSelector": {}, "ingress": "everything"}))]
+    async with reflecting(server, tmp_path, Kind.NETWORK_POLICY) as observed:
+        await observed.until("+p", "listed")
+    change = observed.changes[0]
+    assert isinstance(change, Upserted)
+    assert isinstance(change.record, NetworkPolicy)
+    assert change.record.problem
+
+
+async def test_other_tasks_run_while_a_big_page_is_decoded(server: ScriptedServer, tmp_path: Path) -> None:
+    server.lists = [page("9", *[pod(f"p{index}", "1") for index in range(2000)])]
+    turns: list[int] = []
+    async with reflecting(server, tmp_path) as observed:
+
+        async def count() -> None:
+            while "listed" not in map(describe, observed.changes[-1:]):
+                turns.append(len(observed.changes))
+                await asyncio.sleep(0)
+
+        await asyncio.wait_for(count(), DEADLINE_S)
+    between = {count for count in turns if 0 < count < 2000}
+    assert len(between) >= 10
+
+
+async def test_a_list_that_is_no_list_is_a_failure_not_an_empty_cluster(server: ScriptedServer, tmp_path: Path) -> None:
+    server.lists = [
+        page("3", pod("a", "1")),
+        b"{}",
+        b"",
+        b"[1, 2",
+        page("5", pod("a", "1"), pod("b", "5")),
+    ]
+    server.watches = [server.refuse(410, "Gone"), server.hold()]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("+a", "listed", "+b")
+    assert len(server.list_queries) == 5
