@@ -16,7 +16,7 @@ CLONE_NEWNET = 0x40000000
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if os.geteuid() != 0 or os.environ.get("NETAGENT_TEST_ISOLATED") == str(os.getpid()):
+    if os.geteuid() != 0 or os.environ.get("TEST_ISOLATED_PID") == str(os.getpid()):
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS | CLONE_NEWNET) != 0:
@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Path("/run/netns").mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run/netns"], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    os.environ["NETAGENT_TEST_ISOLATED"] = str(os.getpid())
+    os.environ["TEST_ISOLATED_PID"] = str(os.getpid())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,67 @@
+# netagent: `make demo` shows it, `make test` checks it. Both set the machine up first (Debian 12, root).
+PYTHON  ?= /usr/bin/python3
+VENV    ?= .venv
+PY       = $(VENV)/bin/python
+SHIM     = src/netagent/cni/netagent-cni
+PACKAGES = python3 python3-venv python3-nftables gcc libc6-dev iproute2 nftables iptables conntrack iputils-ping \
+           containernetworking-plugins iperf3
+DIR     ?= tests/netpol
+CASES   ?=
+
+.PHONY: setup demo lint unit kernel contract lab netpol test bench image lock clean
+
+setup: $(VENV)/.done $(SHIM)
+
+# libnftables' Python module comes from Debian; only it is let into the virtual environment.
+$(VENV)/.done: requirements-dev.lock pyproject.toml Makefile
+	./scripts/install-packages $(PACKAGES)
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	ln -sfn /usr/lib/python3/dist-packages/nftables $$($(PY) -c 'import site; print(site.getsitepackages()[0])')/nftables
+	touch $@
+
+$(SHIM): src/netagent/cni/shim.c | $(VENV)/.done
+	$(CC) -std=c11 -Os -static -Wall -Wextra -Werror -o $@ $<
+
+demo: setup
+	$(PY) -m netagent lab demo
+
+lint: setup
+	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/ruff format --check src tests benchmarks
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
+
+unit: setup
+	$(PY) -m pytest -n 2 tests/unit
+
+kernel: setup
+	$(PY) -m pytest -n 2 tests/kernel
+
+contract: setup
+	$(PY) -m pytest tests/contract
+
+lab: setup
+	$(PY) -m pytest tests/lab
+
+# Runs NetworkPolicy cases with real connections: make netpol DIR=<directory> [CASES=<id or tag>]
+netpol: setup
+	$(PY) tests/netpol/run.py $(DIR) $(if $(CASES),--cases '$(CASES)')
+
+test: lint unit kernel contract lab netpol
+
+bench: setup
+	$(PY) -m benchmarks $(NAME) $(if $(QUICK),--quick) $(if $(JSON),--json $(JSON))
+
+image:
+	./scripts/build-image
+
+lock: setup
+	$(PY) -m pip install -q uv
+	$(VENV)/bin/uv pip compile -q pyproject.toml --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+	$(VENV)/bin/uv pip compile -q pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-header \
+	    -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) $(SHIM) .mypy_cache .ruff_cache .pytest_cache .hypothesis
