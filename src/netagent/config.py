@@ -87,6 +87,12 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Bits of the conntrack mark that hold the generation stamp, contiguous, at least 4; the others are kept."""
     debounce_cap_ms: Annotated[float, Meta(ge=0, le=10_000)] = 100.0
     """Longest time that changes wait for company while many arrive; an idle agent commits at once."""
+    drop_log: bool = False
+    """Log denied packets, one line each, rate-limited."""
+    drop_log_group: Annotated[int, Meta(ge=1, le=65535)] = 78
+    """NFLOG group between the kernel and the agent; one that no other program of the node uses."""
+    drop_log_rate: Annotated[float, Meta(gt=0, le=1000)] = 10.0
+    """Lines per second, at most; what is left out is counted and said in the next line."""
 
 
 class CniConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -191,7 +197,7 @@ def check(config: Config) -> None:
     for index, text in enumerate(network.pools):
         pool = parse_cidr(f"network.pools[{index}]", text)
         for other_name, other in seen:
-            if pool.version == other.version and pool.overlaps(other):  # type: ignore[arg-type]
+            if pool.version == other.version and pool.overlaps(other):
                 raise ConfigError(
                     f"network.pools[{index}] = {text!r} overlaps {other_name} = {str(other)!r}. Pools must be disjoint."
                 )

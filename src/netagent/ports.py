@@ -25,6 +25,7 @@ class TableInventory(Struct, frozen=True, gc=False, kw_only=True):
     chains: frozenset[str] = frozenset()
     sets: frozenset[str] = frozenset()
     maps: frozenset[str] = frozenset()
+    counters: frozenset[str] = frozenset()
     mark: int | None = None
     """Value of the conntrack mark that passes without judgement; None where the table is absent or has no such rule."""
 

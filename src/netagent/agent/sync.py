@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from netagent.config import PolicyConfig
 from netagent.core.compiler import Compiler
-from netagent.core.frame import COUNTERS, FrameSettings
+from netagent.core.frame import FrameSettings
 from netagent.core.generation import Stamp, after_kernel
 from netagent.core.render import render, replacement
 from netagent.core.store import FINISHED, Dirty, Store, same_pod
@@ -241,7 +241,7 @@ class Dataplane:
             stamp = after_kernel(self._config.mark_mask, existing.mark, time.time_ns() // 1_000_000)
         ruleset = self.compiler.ruleset
         bases = [name for name, chain in ruleset.chains.items() if chain.hook]
-        return replacement(ruleset.whole(), COUNTERS, stamp.mark, existing, base_chains=bases), stamp
+        return replacement(ruleset.whole(), stamp.mark, existing, base_chains=bases), stamp
 
     async def _run(self, script: str, stamp: Stamp, whole: bool) -> None:
         started_s, error = self._clock(), ""

@@ -56,12 +56,15 @@ class _Group(Struct, gc=False):
 
 
 def plan_class(
-    direction: Direction, policies: Iterable[Policy], resolved: Mapping[NamedPort, tuple[int, ...]], denied: str
+    direction: Direction,
+    policies: Iterable[Policy],
+    resolved: Mapping[NamedPort, tuple[int, ...]],
+    last: tuple[str, ...],
 ) -> ClassPlan:
     """The chain of the pods that exactly these policies isolate in this direction.
 
-    `resolved` gives the numbers that these pods declare for the named ports of ingress rules; `denied` is the chain for
-    what no rule admits.
+    `resolved` gives the numbers that these pods declare for the named ports of ingress rules; `last` are the rules
+    for what none of theirs admits.
     """
     builder = _Builder(direction)
     groups = _groups(direction, policies, resolved)
@@ -69,8 +72,7 @@ def plan_class(
         builder.add(ports, groups[ports])
         if ports is None and groups[ports].everybody:
             return ClassPlan(ChainDecl((ADMITTED,)), (), ())
-    rules = (*builder.rules, f"goto {denied}")
-    return ClassPlan(ChainDecl(rules), tuple(builder.peer_sets), tuple(builder.constants))
+    return ClassPlan(ChainDecl((*builder.rules, *last)), tuple(builder.peer_sets), tuple(builder.constants))
 
 
 def named_ports(direction: Direction, policies: Iterable[Policy]) -> frozenset[NamedPort]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct, structs
 
 from netagent.core.chains import ClassPlan, named_ports, plan_class
-from netagent.core.frame import DENIED, FIXED_SETS, FrameSettings, frame
+from netagent.core.frame import COUNTERS, DENIED, FIXED_SETS, FrameSettings, frame
 from netagent.core.names import content_name
 from netagent.core.peersets import PeerSets, numbers_of, version_of
 from netagent.core.policy import Direction, NamedPort, Policy, compile_policy
@@ -24,6 +24,12 @@ from netagent.records import Key
 
 UNKNOWN_POD = "unknown_pod"
 """Class of a sandbox whose pod the API has not shown: nothing passes, because nobody knows what may."""
+
+
+LOGGED_PER_S = 100
+"""Packets of one class that the kernel tells userspace about, at most."""
+LOGGED_BYTES = 128
+"""Of each: enough for the IPv6 and transport headers."""
 
 
 class ClassKey(Struct, frozen=True, gc=False):
@@ -39,6 +45,7 @@ class _Class(Struct, gc=False):
     """A class in use."""
 
     chain: str
+    counter: str
     plan: ClassPlan
     uses: int = 0
 
@@ -79,10 +86,13 @@ class Compiler:
         self._vteps: frozenset[str] = frozenset()
         self._overlay: frozenset[str] = frozenset()
         self._revisions = 0
+        for name in COUNTERS:
+            self.ruleset.use_counter(name)
         for name, decl in FIXED_SETS.items():
             self.ruleset.declare(name, decl)
         if settings.policy:
-            self.ruleset.put_chain(UNKNOWN_POD, ChainDecl(("counter name unknown_pod drop",)))
+            last = self._last_rules(UNKNOWN_POD, "drop")
+            self.ruleset.put_chain(UNKNOWN_POD, ChainDecl(last))
         self._put_frame()
 
     def update(self, dirty: Dirty) -> None:
@@ -124,6 +134,10 @@ class Compiler:
     def classes(self) -> dict[str, ClassKey]:
         """Chain name -> class, of those in use."""
         return {one.chain: key for key, one in self._classes.items()}
+
+    def counted(self) -> dict[str, ClassKey]:
+        """Name of the counter of denied packets -> class, of those in use."""
+        return {one.counter: key for key, one in self._classes.items()}
 
     # Frame
 
@@ -196,8 +210,10 @@ class Compiler:
         one = self._classes.get(key)
         if one is None:
             policies = [self._policies[policy].policy for policy, _ in key.policies]
-            plan = plan_class(key.direction, policies, dict(key.resolved), DENIED[key.direction])
-            one = self._classes[key] = _Class(_chain_name(key, plan), plan)
+            counter = counter_name(key)
+            last = self._last_rules(counter, f"goto {DENIED[key.direction]}")
+            plan = plan_class(key.direction, policies, dict(key.resolved), last)
+            one = self._classes[key] = _Class(_chain_name(key, plan), counter, plan)
             self._enter_plan(one)
         one.uses += 1
 
@@ -208,7 +224,17 @@ class Compiler:
             del self._classes[key]
             self._leave_plan(one)
 
+    def _last_rules(self, counter: str, verdict: str) -> tuple[str, ...]:
+        """For what no rule admits: told to userspace where that is wanted, counted, dropped."""
+        count = f"counter name {counter} {verdict}"
+        group = self._settings.drop_log_group
+        if group is None:
+            return (count,)
+        limit = f"limit rate {LOGGED_PER_S}/second burst {LOGGED_PER_S} packets"
+        return (f'{limit} log prefix "{counter}" group {group} snaplen {LOGGED_BYTES}', count)
+
     def _enter_plan(self, one: _Class) -> None:
+        self.ruleset.use_counter(one.counter)
         for set_key in one.plan.peer_sets:
             self._peers.acquire(set_key)
         for constant in one.plan.constants:
@@ -230,6 +256,7 @@ class Compiler:
                 self.ruleset.drop_set(constant.name)
         for set_key in one.plan.peer_sets:
             self._peers.release(set_key)
+        self.ruleset.release_counter(one.counter)
 
     # Sandboxes
 
@@ -296,6 +323,13 @@ class Compiler:
 
 def _classes(placement: Placement | None) -> list[ClassKey]:
     return [key for key in placement.classes if key is not None] if placement else []
+
+
+def counter_name(key: ClassKey) -> str:
+    """Of the packets that a class denies: named by its policies alone, so that it outlives their changes."""
+    first = key.policies[0][0]
+    content = [key.direction, *(str(policy) for policy, _ in key.policies)]
+    return content_name("k", content, f"{first.namespace}_{first.name}")
 
 
 def _chain_name(key: ClassKey, plan: ClassPlan) -> str:

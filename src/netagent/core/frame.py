@@ -48,6 +48,8 @@ class FrameSettings(Struct, frozen=True, kw_only=True):
 
     policy: bool = True
     mark_mask: int = 0xFFFF0000
+    drop_log_group: int | None = None
+    """NFLOG group that denied packets go to; None: nobody wants to know."""
     vxlan_port: int | None = None
     """None: no VXLAN of ours, no filter on it."""
     masquerade: bool = False

@@ -23,9 +23,7 @@ def render(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark
     return "\n".join(_lines(delta, chains, mark, new_mark=new_mark)) + "\n"
 
 
-def replacement(
-    whole: Delta, counters: Iterable[str], mark: str, existing: TableInventory, *, base_chains: Iterable[str]
-) -> str:
+def replacement(whole: Delta, mark: str, existing: TableInventory, *, base_chains: Iterable[str]) -> str:
     """The script that replaces whatever the table holds by exactly the delta, in one transaction.
 
     Base chains that stay are flushed, not deleted: their hooks stay in force, so no packet can pass between two.
@@ -38,12 +36,14 @@ def replacement(
         lines += (f"delete chain {TABLE} {name}" for name in sorted(existing.chains - kept))
         lines += (f"delete map {TABLE} {name}" for name in sorted(existing.maps))
         lines += (f"delete set {TABLE} {name}" for name in sorted(existing.sets))
-    lines += (f"add counter {TABLE} {name}" for name in counters)
+        lines += (f"delete counter {TABLE} {name}" for name in sorted(existing.counters - set(whole.new_counters)))
     lines += _lines(whole, whole.new_chains, mark, new_mark=False)
     return "\n".join(lines) + "\n"
 
 
 def _lines(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark: bool) -> Iterator[str]:
+    for name in delta.new_counters:
+        yield f"add counter {TABLE} {name}"
     yield from _declare_sets(delta)
     yield from _declare_chains(delta)
     for name, chain in delta.new_chains.items():
@@ -64,6 +64,8 @@ def _lines(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark
         yield f"delete chain {TABLE} {name}"
     for name, decl in delta.old_sets.items():
         yield f"delete {'map' if decl.is_map else 'set'} {TABLE} {name}"
+    for name in delta.old_counters:
+        yield f"delete counter {TABLE} {name}"
 
 
 def _declare_sets(delta: Delta) -> Iterator[str]:

@@ -69,6 +69,8 @@ class Delta(Struct, gc=False):
     new_chains: dict[str, ChainDecl] = field(default_factory=dict)
     changed_chains: dict[str, ChainDecl] = field(default_factory=dict)
     old_chains: set[str] = field(default_factory=set)
+    new_counters: list[str] = field(default_factory=list)
+    old_counters: list[str] = field(default_factory=list)
     revokes: bool = False
     """Whether traffic that was allowed may not be any more: open flows must be judged again."""
 
@@ -80,6 +82,8 @@ class Delta(Struct, gc=False):
             or self.new_chains
             or self.changed_chains
             or self.old_chains
+            or self.new_counters
+            or self.old_counters
         )
 
 
@@ -89,9 +93,12 @@ class Ruleset:
     def __init__(self) -> None:
         self.sets: dict[str, Elements] = {}
         self.chains: dict[str, ChainDecl] = {}
+        self.counters: dict[str, int] = {}
+        """Named counters and how many uses each has."""
         self._before_sets: dict[str, SetDecl | None] = {}
         self._before_elements: dict[str, dict[str, str | None]] = {}
         self._before_chains: dict[str, ChainDecl | None] = {}
+        self._before_counters: dict[str, bool] = {}
 
     # Sets and maps
 
@@ -146,12 +153,27 @@ class Ruleset:
         """A chain that nothing leads to any more."""
         self._before_chains.setdefault(name, self.chains.pop(name))
 
+    # Counters
+
+    def use_counter(self, name: str) -> None:
+        """One more rule counts with it; its value stays as long as any does."""
+        if name not in self.counters:
+            self._before_counters.setdefault(name, False)
+        self.counters[name] = self.counters.get(name, 0) + 1
+
+    def release_counter(self, name: str) -> None:
+        """One use less."""
+        self.counters[name] -= 1
+        if not self.counters[name]:
+            del self.counters[name]
+            self._before_counters.setdefault(name, True)
+
     # The journal
 
     @property
     def changed(self) -> bool:
         """Whether anything was touched since the last take (the net change may still be empty)."""
-        return bool(self._before_sets or self._before_elements or self._before_chains)
+        return bool(self._before_sets or self._before_elements or self._before_chains or self._before_counters)
 
     def take(self) -> Delta:
         """The net change since the last take; the journal starts anew."""
@@ -167,18 +189,24 @@ class Ruleset:
                 self._take_elements(delta, name, elements)
         for name, was in self._before_chains.items():
             self._take_chain(delta, name, was)
+        delta.new_counters = [name for name, was in self._before_counters.items() if name in self.counters and not was]
+        delta.old_counters = [name for name, was in self._before_counters.items() if was and name not in self.counters]
         delta.revokes = delta.revokes or bool(delta.changed_chains)
-        self._before_sets, self._before_elements, self._before_chains = {}, {}, {}
+        self._forget()
         return delta
 
     def whole(self) -> Delta:
         """Everything, as if the kernel had nothing; the journal starts anew."""
-        self._before_sets, self._before_elements, self._before_chains = {}, {}, {}
+        self._forget()
         return Delta(
+            new_counters=list(self.counters),
             new_sets={name: Elements(one.decl, dict(one.values)) for name, one in self.sets.items()},
             new_chains=dict(self.chains),
             revokes=True,
         )
+
+    def _forget(self) -> None:
+        self._before_sets, self._before_elements, self._before_chains, self._before_counters = {}, {}, {}, {}
 
     def _take_elements(self, delta: Delta, name: str, before: Mapping[str, str | None]) -> None:
         values = self.sets[name].values

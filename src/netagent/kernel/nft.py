@@ -39,7 +39,7 @@ class LibNftables:
         listing = await self._call(self._list, f"list table {TABLE}", True, True)
         if listing is None:
             return TableInventory(exists=False)
-        names: dict[str, set[str]] = {"chain": set(), "set": set(), "map": set()}
+        names: dict[str, set[str]] = {"chain": set(), "set": set(), "map": set(), "counter": set()}
         for item in orjson.loads(listing)["nftables"]:
             for kind, found in names.items():
                 if kind in item:
@@ -49,6 +49,7 @@ class LibNftables:
             chains=frozenset(names["chain"]),
             sets=frozenset(names["set"]),
             maps=frozenset(names["map"]),
+            counters=frozenset(names["counter"]),
             mark=await self._mark() if "forward" in names["chain"] else None,
         )
 
