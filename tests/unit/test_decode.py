@@ -267,7 +267,7 @@ def test_lease_names_are_unique_and_valid() -> None:
 
 def test_a_lease_is_read_as_it_was_written() -> None:
     notes = leases.notes("vxlan", "0A:58:00:00:00:01", "192.0.2.7")
-    body = leases.body("fd00::/64", "kube-system", "n1", "uid-1", duration_s=60, now_s=1_700_000_000.25, notes=notes)
+    body = leases.body("fd00::/64", "kube-system", leases.Tenant("n1", "uid-1", 60), 1_700_000_000.25, notes)
     body["metadata"].update(uid="u", resourceVersion="5")
     assert decode.record(Kind.LEASE, json.dumps(body).encode()) == SubnetLease(
         key=Key("kube-system", leases.name("fd00::/64")),
@@ -286,7 +286,7 @@ def test_a_lease_is_read_as_it_was_written() -> None:
 
 
 def test_a_lease_whose_name_is_not_its_subnets_is_refused() -> None:
-    body = leases.body("10.0.1.0/24", "kube-system", "n1", "u", duration_s=60, now_s=0.0, notes={})
+    body = leases.body("10.0.1.0/24", "kube-system", leases.Tenant("n1", "u", 60), 0.0, {})
     body["metadata"]["annotations"]["netagent.io/subnet"] = "10.0.2.0/24"
     with pytest.raises(DecodeError, match=r"10\.0\.2\.0"):
         decode.record(Kind.LEASE, json.dumps(body).encode())

@@ -152,6 +152,7 @@ _policy_spec = msgspec.json.Decoder(_PolicySpec)
 _policy_spec_head = msgspec.json.Decoder(_PolicySpecHead)
 _selector = msgspec.json.Decoder(_Selector | None)
 _ip_block = msgspec.json.Decoder(_IPBlock | None)
+_tree = msgspec.json.Decoder(dict[str, Any])
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -173,6 +174,14 @@ def record(kind: Kind, raw: bytes | Raw) -> Record:
     """
     try:
         return _READERS[kind](raw)
+    except _MALFORMED as error:
+        raise DecodeError(str(error)) from None
+
+
+def tree(raw: bytes | Raw) -> dict[str, Any]:
+    """One object as plain data, for changing it. Raises DecodeError."""
+    try:
+        return _tree.decode(raw)
     except _MALFORMED as error:
         raise DecodeError(str(error)) from None
 

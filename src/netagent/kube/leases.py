@@ -21,6 +21,7 @@ SUBNET = "netagent.io/subnet"
 BACKEND = "netagent.io/backend"
 VTEP_MAC = "netagent.io/vtep-mac"
 PUBLIC_IP = "netagent.io/public-ip"
+PUBLISHED = (BACKEND, VTEP_MAC, PUBLIC_IP)
 API_VERSION = "coordination.k8s.io/v1"
 
 
@@ -73,8 +74,17 @@ def read(raw: bytes | Raw) -> SubnetLease:
     )
 
 
+class Tenant(Struct, frozen=True):
+    """The node that takes or renews a lease."""
+
+    node: str
+    uid: str
+    """metadata.uid of its Node object."""
+    duration_s: int
+
+
 def body(
-    subnet: str, namespace: str, holder: str, node_uid: str, *, duration_s: int, now_s: float, notes: Mapping[str, str]
+    subnet: str, namespace: str, tenant: Tenant, now_s: float, notes: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """A new Lease object: this subnet is held by this node from now on."""
     stamp = micro_time(now_s)
@@ -85,12 +95,12 @@ def body(
             "name": name(subnet),
             "namespace": namespace,
             "labels": dict(MANAGED_BY),
-            "annotations": {**notes, SUBNET: subnet},
-            "ownerReferences": [owner(holder, node_uid)],
+            "annotations": {**(notes or {}), SUBNET: subnet},
+            "ownerReferences": [owner(tenant)],
         },
         "spec": {
-            "holderIdentity": holder,
-            "leaseDurationSeconds": duration_s,
+            "holderIdentity": tenant.node,
+            "leaseDurationSeconds": tenant.duration_s,
             "acquireTime": stamp,
             "renewTime": stamp,
             "leaseTransitions": 0,
@@ -99,39 +109,41 @@ def body(
 
 
 def renewed(
-    current: Mapping[str, Any], holder: str, node_uid: str, *, duration_s: int, now_s: float, notes: Mapping[str, str]
+    current: Mapping[str, Any], subnet: str, tenant: Tenant, now_s: float, notes: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The object as it is on the server, renewed by (or taken over by) this node; everything else in it is kept.
+    """The subnet's object as it is on the server, renewed (or taken over) by this node; all else in it is kept.
 
-    A reservation (no duration) stays one: it gets no duration and no owner that could take it along.
+    `notes` replace what was published; None leaves it, unless another node published it. A reservation (no duration)
+    stays one: it gets no duration and no owner that could take it along.
     """
     meta, spec = dict(current["metadata"]), dict(current.get("spec") or {})
     stamp = micro_time(now_s)
     meta["labels"] = {**(meta.get("labels") or {}), **MANAGED_BY}
-    meta["annotations"] = {**(meta.get("annotations") or {}), **notes}
-    if spec.get("holderIdentity") != holder:
+    annotations = {**(meta.get("annotations") or {}), SUBNET: subnet}
+    changes_hands = spec.get("holderIdentity") != tenant.node
+    if notes is not None or changes_hands:
+        annotations = {key: text for key, text in annotations.items() if key not in PUBLISHED} | dict(notes or {})
+    meta["annotations"] = annotations
+    if changes_hands:
         spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + 1
         spec["acquireTime"] = stamp
-        for stale in (VTEP_MAC, PUBLIC_IP, BACKEND):
-            if stale not in notes:
-                meta["annotations"].pop(stale, None)
-    spec["holderIdentity"] = holder
+    spec["holderIdentity"] = tenant.node
     spec["renewTime"] = stamp
     if spec.get("leaseDurationSeconds") is not None:
-        spec["leaseDurationSeconds"] = duration_s
+        spec["leaseDurationSeconds"] = tenant.duration_s
         others = [item for item in meta.get("ownerReferences") or () if item.get("kind") != "Node"]
-        meta["ownerReferences"] = [*others, owner(holder, node_uid)]
+        meta["ownerReferences"] = [*others, owner(tenant)]
     return {**current, "metadata": meta, "spec": spec}
 
 
-def owner(node: str, uid: str) -> dict[str, str]:
+def owner(tenant: Tenant) -> dict[str, str]:
     """ownerReference to the Node: the lease is collected with it."""
-    return {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}
+    return {"apiVersion": "v1", "kind": "Node", "name": tenant.node, "uid": tenant.uid}
 
 
 def notes(backend: str, vtep_mac: str, public_ip: str) -> dict[str, str]:
     """Annotations that tell peers how to reach the holder; what is not known yet is left out."""
-    found = {BACKEND: backend, VTEP_MAC: vtep_mac.lower(), PUBLIC_IP: public_ip}
+    found = {BACKEND: backend, VTEP_MAC: vtep_mac.lower(), PUBLIC_IP: _public_ip(public_ip)}
     return {key: value for key, value in found.items() if value}
 
 

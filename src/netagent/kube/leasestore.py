@@ -1,0 +1,96 @@
+"""The leases of one namespace on the API server: read, create, replace."""
+
+from typing import Any
+
+from msgspec import Raw, Struct
+
+from netagent.kube import decode, leases
+from netagent.kube.client import ApiClient, ApiError
+from netagent.kube.wire import DecodeError, Meta, Page
+from netagent.records import Kind, SubnetLease
+
+PAGE_SIZE = 500
+
+
+class Stored(Struct, frozen=True):
+    """One Lease object as the server holds it."""
+
+    body: dict[str, Any]
+    """All of it, so that replacing it keeps what others wrote there."""
+    lease: SubnetLease | None
+    """None: it cannot be read as a subnet lease."""
+
+    @property
+    def holder(self) -> str:
+        """spec.holderIdentity, also of a lease that cannot be read otherwise."""
+        return str((self.body.get("spec") or {}).get("holderIdentity") or "")
+
+    @property
+    def reservation(self) -> bool:
+        """It has no duration: it never expires."""
+        return (self.body.get("spec") or {}).get("leaseDurationSeconds") is None
+
+
+class _Node(Struct):
+    metadata: Meta
+
+
+class LeaseStore:
+    """Every method raises ApiError or Unreachable."""
+
+    def __init__(self, api: ApiClient, namespace: str) -> None:
+        self._api = api
+        self.namespace = namespace
+        self._path = leases.collection(namespace)
+
+    async def all(self) -> list[SubnetLease]:
+        """The leases of ours that can be read."""
+        found: list[SubnetLease] = []
+        token = ""
+        while True:
+            params: dict[str, str | int] = {"labelSelector": leases.SELECTOR, "limit": PAGE_SIZE, "continue": token}
+            page = await self._api.get_json(self._path, Page, **params)
+            found += [stored for stored in map(_read, page.items or ()) if stored is not None]
+            token = page.metadata.continue_ or ""
+            if not token:
+                return found
+
+    async def get(self, subnet: str) -> Stored | None:
+        """The lease of a subnet; None: there is none."""
+        try:
+            raw = await self._api.get_json(f"{self._path}/{leases.name(subnet)}", Raw)
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
+        return _stored(raw)
+
+    async def create(self, body: dict[str, Any]) -> Stored:
+        """Raises ApiError with `already_exists` when another node was first."""
+        return _stored(await self._api.create(self._path, body, Raw))
+
+    async def replace(self, body: dict[str, Any]) -> Stored:
+        """Raises ApiError with `conflict` when the object is not what the body was made from."""
+        return _stored(await self._api.update(f"{self._path}/{body['metadata']['name']}", body, Raw))
+
+    async def node_uid(self, node: str) -> str | None:
+        """metadata.uid of a Node; None: it does not exist."""
+        try:
+            return (await self._api.get_json(f"/api/v1/nodes/{node}", _Node)).metadata.uid
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
+
+
+def _read(raw: Raw) -> SubnetLease | None:
+    try:
+        record = decode.record(Kind.LEASE, raw)
+    except DecodeError:
+        return None
+    assert isinstance(record, SubnetLease)  # noqa: S101 - what the kind says
+    return record
+
+
+def _stored(raw: Raw) -> Stored:
+    return Stored(decode.tree(raw), _read(raw))
