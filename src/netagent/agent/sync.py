@@ -84,6 +84,8 @@ class Dataplane:
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._applied = False
+        self._restored = pods_from_api
+        """Whether the pods of earlier runs are known: before that, a table would leave them open."""
         self._stamp: Stamp | None = None
         self._changes = 0
         self._covered = 0
@@ -132,8 +134,10 @@ class Dataplane:
 
     def restore(self, endpoints: tuple[Endpoint, ...]) -> None:
         """Endpoints that earlier runs of the agent wired."""
+        self._restored = True
         for endpoint in endpoints:
             self._touch(self.store.admit(endpoint))
+        self._touch(Dirty(), always=True)
 
     def set_own_subnets(self, subnets: tuple[str, ...]) -> None:
         """This node's subnets."""
@@ -157,6 +161,8 @@ class Dataplane:
         missing = self._kinds - self.store.listed
         if missing:
             return f"not listed yet: {', '.join(sorted(missing))}"
+        if not self._restored:
+            return "the pods that earlier runs wired are not read yet"
         if self._failures >= UNREADY_AFTER:
             return self.transactions[-1].error if self.transactions else "nftables fails"
         return "" if self._covered else "first commit not done"
@@ -183,7 +189,7 @@ class Dataplane:
         """Keep the kernel true. Ends only by cancellation."""
         while True:
             await self._wake.wait()
-            if not self._kinds <= self.store.listed:
+            if not self._restored or not self._kinds <= self.store.listed:
                 self._wake.clear()
                 continue
             await self._settle()

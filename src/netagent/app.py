@@ -1,0 +1,303 @@
+"""The wiring of one agent: which service tells which, one TaskGroup, one way to stop.
+
+Watches feed the dataplane, the lease keeper and the pod network; the keeper's leases go to the pod network and back as
+published addresses; CNI asks the pod network for addresses and the dataplane for admission. When a task dies the agent
+stops with its error and Kubernetes starts it again; what is in the kernel stays either way.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from netagent import __version__
+from netagent.agent.cni import CniServer
+from netagent.agent.http import HttpServer
+from netagent.agent.lease import LeaseKeeper
+from netagent.agent.network import PodNetwork
+from netagent.agent.sync import Dataplane
+from netagent.config import Config
+from netagent.core.frame import FrameSettings
+from netagent.disk.allocations import Allocations
+from netagent.disk.atomic import DiskError
+from netagent.disk.state import SubnetMemory
+from netagent.kernel.nft import LibNftables
+from netagent.kube.client import ApiClient, connect
+from netagent.kube.reflector import Reflector, resources
+from netagent.metrics import Metrics
+from netagent.ports import NetagentError, NftError, PodNetState
+from netagent.records import Change, Kind, SubnetLease, Upserted
+
+log = logging.getLogger(__name__)
+
+
+class StoppedError(NetagentError):
+    """A part of the agent failed; the dataplane stays as it is."""
+
+
+async def run(config: Config) -> int:
+    """Run the agent until SIGTERM or SIGINT; the exit status. Raises NetagentError where it cannot go on."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with connect(config.api) as api:
+        agent = Agent(config, api)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(work, name=name) for name, work in agent.tasks().items()]
+                await stop.wait()
+                log.info("stopping; what is in the kernel stays in force")
+                for task in running:
+                    task.cancel()
+        except* NetagentError as group:
+            raise StoppedError(_reasons(group)) from group
+        finally:
+            agent.close()
+    return 0
+
+
+def _reasons(group: BaseExceptionGroup[NetagentError]) -> str:
+    return "; ".join(str(one) if not isinstance(one, BaseExceptionGroup) else _reasons(one) for one in group.exceptions)
+
+
+class Agent:
+    """All services of one node."""
+
+    def __init__(self, config: Config, api: ApiClient) -> None:
+        self.config = config
+        self.node_name = config.node_name or socket.gethostname()
+        self.metrics = Metrics()
+        self._started_s = time.time()
+        self._network_on = config.network.mode != "off"
+        self._nft = LibNftables()
+        self._memory = SubnetMemory(config.state_dir)
+        self._own: tuple[SubnetLease, ...] = ()
+        self._network_due = False
+        kinds = self._kinds()
+        self.dataplane = Dataplane(
+            self._nft,
+            config.policy,
+            self._frame(),
+            self.metrics,
+            node_name=self.node_name,
+            kinds=frozenset(kinds),
+            pods_from_api=not config.cni.enabled,
+            admit_timeout_s=config.cni.admit_timeout_s,
+        )
+        self.pod_network = PodNetwork(config.network, self.node_name, on_vtep=self._publish, on_state=lambda: None)
+        previous, problems = self._memory.load()
+        for problem in problems:
+            log.warning("%s", problem)
+        self.keeper = LeaseKeeper(api, config.network, self.node_name, previous, on_change=self._leases_changed)
+        catalogue = resources(config.network.lease_namespace)
+        self.reflectors = {kind: Reflector(api, catalogue[kind], self._emit, config.api) for kind in kinds}
+        self.cni = CniServer(
+            config.cni,
+            pod_net=self,
+            policy=self.dataplane,
+            store=Allocations(config.state_dir),
+            ready=self._can_serve,
+            observe=self._observe_cni,
+        )
+        self._debug = web.Application()
+        self.http = HttpServer(
+            config.http,
+            parts=self._parts(),
+            registry=self.metrics.registry,
+            before_scrape=self._before_scrape,
+            views=self._views(),
+            debug=self._debug,
+        )
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, Any]]:
+        """What runs, by name."""
+        work: dict[str, Coroutine[Any, Any, Any]] = {"dataplane": self.dataplane.run(), "http": self.http.run()}
+        work |= {f"watch {kind}": reflector.run() for kind, reflector in self.reflectors.items()}
+        if self._network_on:
+            work |= {"lease": self.keeper.run(), "pod network": self.pod_network.run()}
+        if self.config.cni.enabled:
+            work["cni"] = self.cni.run()
+        return work
+
+    def close(self) -> None:
+        """After all tasks have ended."""
+        self._nft.close()
+
+    def state(self) -> PodNetState | None:
+        """ports.PodNet: nothing is given out of a subnet that another node may have taken over by now."""
+        state = self.pod_network.state()
+        if state is None or not set(state.subnets) <= set(self.keeper.allocatable):
+            return None
+        return state
+
+    # Wiring
+
+    def _kinds(self) -> list[Kind]:
+        kinds = []
+        if self.config.policy.enabled or not self.config.cni.enabled:
+            kinds += [Kind.NAMESPACE, Kind.POD, Kind.NETWORK_POLICY]
+        elif self.config.cni.enabled:
+            kinds.append(Kind.POD)
+        if self._network_on:
+            kinds += [Kind.NODE, Kind.LEASE]
+        return kinds
+
+    def _frame(self) -> FrameSettings:
+        network, policy = self.config.network, self.config.policy
+        return FrameSettings(
+            policy=policy.enabled,
+            mark_mask=policy.mark_mask,
+            drop_log_group=policy.drop_log_group if policy.drop_log else None,
+            vxlan_port=network.vxlan_port if self._network_on else None,
+            masquerade=self._network_on and network.masquerade,
+            pools=network.pools,
+            non_masquerade_cidrs=network.non_masquerade_cidrs,
+        )
+
+    def _emit(self, change: Change) -> None:
+        self.dataplane.apply(change)
+        kind = change.kind
+        if kind in (Kind.NODE, Kind.LEASE):
+            self.keeper.observe(change)
+            if kind is Kind.LEASE or self._is_own_node(change):
+                self._network_soon()
+
+    def _is_own_node(self, change: Change) -> bool:
+        return isinstance(change, Upserted) and change.record.key.name == self.node_name
+
+    def _leases_changed(self, held: tuple[SubnetLease, ...]) -> None:
+        self._own = held
+        subnets = tuple(lease.subnet for lease in held)
+        self.dataplane.set_own_subnets(subnets)
+        if subnets:
+            try:
+                self._memory.save(subnets)
+            except DiskError as error:
+                log.warning("%s After a restart this node may ask for another subnet.", error)
+        self._network_soon()
+
+    def _network_soon(self) -> None:
+        """Once for all changes of this turn of the event loop."""
+        if not self._network_due:
+            self._network_due = True
+            asyncio.get_running_loop().call_soon(self._update_network)
+
+    def _update_network(self) -> None:
+        self._network_due = False
+        store = self.dataplane.store
+        peers = tuple(lease for lease in store.leases.values() if lease.holder != self.node_name)
+        node = store.nodes.get(self.node_name)
+        self.pod_network.update(self._own, peers, node.addresses if node else ())
+
+    def _publish(self, subnet: str, mac: str, public_ip: str) -> None:
+        self.keeper.advertise(subnet, backend=self.config.network.backend, vtep_mac=mac, public_ip=public_ip)
+
+    def _can_serve(self) -> bool:
+        return self.state() is not None and self.dataplane.ready
+
+    def _observe_cni(self, command: str, duration_s: float, code: int) -> None:
+        self.metrics.cni.labels(command, "error" if code else "ok").observe(duration_s)
+
+    # Health and debug
+
+    def _parts(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {"dataplane": lambda: self.dataplane.problem}
+        if self._network_on:
+            parts["lease"] = lambda: self.keeper.problem
+            parts["pod network"] = self._network_problem
+        if self.config.cni.enabled:
+            parts["cni"] = self._cni_problem
+        return parts
+
+    def _network_problem(self) -> str:
+        status = self.pod_network.status
+        return "" if status.ready else status.problem or "not joined yet"
+
+    def _cni_problem(self) -> str:
+        status = self.cni.status
+        if not status.serving:
+            return "the socket does not serve yet"
+        return "" if status.published else "; ".join(status.problems) or "waits for the other parts"
+
+    async def _before_scrape(self) -> None:
+        metrics = self.metrics
+        for kind, reflector in self.reflectors.items():
+            status = reflector.status
+            metrics.watch_connected.labels(kind).set(status.connected)
+            metrics.relists.labels(kind).set(status.relists)
+            metrics.undecodable.labels(kind).set(status.unreadable)
+        problems = self.http.problems()
+        for part in self._parts():
+            metrics.ready.labels(part).set(part not in problems)
+        metrics.peers.set(self.pod_network.status.peers)
+        try:
+            counters = await self._nft.counters()
+        except NftError as error:
+            log.warning("%s The counters of dropped packets are as of the last scrape.", error)
+            return
+        for name, value in counters.items():
+            if not name.startswith("k_"):
+                metrics.dropped.labels(name).set(value.packets)
+
+    def _views(self) -> dict[str, Any]:
+        return {
+            "agent": self._view_agent,
+            "watches": lambda: [_plain(reflector.status) for reflector in self.reflectors.values()],
+            "leases": lambda: [_plain(lease) for lease in self.keeper.held],
+            "peers": lambda: [_plain(lease) for lease in self.dataplane.store.leases.values()],
+            "pod_network": lambda: _plain(self.pod_network.status),
+            "cni": lambda: _plain(self.cni.status),
+            "endpoints": self._view_endpoints,
+            "policies": self._view_policies,
+            "transactions": lambda: [_plain(one) for one in self.dataplane.transactions],
+        }
+
+    def _view_agent(self) -> dict[str, Any]:
+        store = self.dataplane.store
+        return {
+            "version": __version__,
+            "node": self.node_name,
+            "started_s": self._started_s,
+            "not_ready": self.http.problems(),
+            "generation": self.dataplane.generation,
+            "objects": {
+                "namespaces": len(store.namespaces),
+                "pods": len(store.pods),
+                "policies": len(store.policies),
+                "nodes": len(store.nodes),
+                "leases": len(store.leases),
+            },
+        }
+
+    def _view_endpoints(self) -> list[dict[str, Any]]:
+        placements, compiler = self.dataplane.compiler.placements, self.dataplane.compiler
+        return [
+            {
+                "pod": str(sandbox.endpoint.pod),
+                "container_id": container,
+                "ips": sandbox.endpoint.ips,
+                "host_ifname": sandbox.endpoint.host_ifname,
+                "known": sandbox.pod is not None,
+                "chains": [compiler.chain_of(key) for key in placements[container].classes if key is not None],
+            }
+            for container, sandbox in self.dataplane.store.sandboxes.items()
+            if container in placements
+        ]
+
+    def _view_policies(self) -> dict[str, Any]:
+        undecodable = self.dataplane.store.undecodable
+        return {
+            "problems": {str(key): problems for key, problems in self.dataplane.compiler.problems.items()},
+            "undecodable": {f"{kind} {key}": error for (kind, key), error in undecodable.items()},
+        }
+
+
+def _plain(record: Any) -> Any:
+    return msgspec.to_builtins(record)
