@@ -1,0 +1,7 @@
+"""Commands that ask a running agent, or the machine, a question."""
+
+import argparse
+
+
+def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add every command of this package to the command line."""
