@@ -78,8 +78,9 @@ def test_a_previous_subnet_that_does_not_fit_any_more_is_left(previous: str) -> 
 
 def test_free_subnets_are_picked_over_the_whole_pool() -> None:
     seen = [lease("10.244.1.0/24", "other")]
-    found = {choose(plan(), seen, NOW_S, pick=lambda n, want=want: min(want, n - 1)) for want in range(4)}
-    assert found == {Create("10.244.0.0/24"), Create("10.244.2.0/24"), Create("10.244.3.0/24")}
+    picks = iter(range(3))
+    found = [choose(plan(), seen, NOW_S, pick=lambda _: next(picks)) for _ in range(3)]
+    assert found == [Create("10.244.0.0/24"), Create("10.244.2.0/24"), Create("10.244.3.0/24")]
 
 
 def test_a_full_pool_leads_to_the_next() -> None:
@@ -155,9 +156,9 @@ def test_pools_of_a_configuration() -> None:
 def test_a_free_subnet_overlaps_nothing_and_is_found_when_there_is_one(
     seed: int, taken: set[int], other: list[int]
 ) -> None:
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     pool = Pool(ip_network("10.0.0.0/20"), 26)
-    subnets = list(pool.network.subnets(new_prefix=26))
+    subnets = [ip_network((int(pool.network.network_address) + 64 * index, 26)) for index in range(64)]
     blocked = [subnets[index] for index in taken]
     blocked += [ip_network(f"10.0.{rng.randrange(32)}.0/{length}", strict=False) for length in other]
     free = {str(subnet) for subnet in subnets if not any(subnet.overlaps(network) for network in blocked)}
