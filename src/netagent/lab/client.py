@@ -88,9 +88,9 @@ class Client:
         replaced: Object = await self.request("PUT", path, {**obj, "metadata": meta})
         return replaced
 
-    async def patch(self, path: str, patch: Any) -> Object:
-        """A merge patch."""
-        content_type = "application/merge-patch+json"
+    async def patch(self, path: str, patch: Any, kind: str = "merge") -> Object:
+        """A merge patch (or `kind`: strategic-merge, json)."""
+        content_type = f"application/{kind}-patch+json"
         patched: Object = await self.request("PATCH", path, patch, content_type=content_type)
         return patched
 
@@ -109,7 +109,7 @@ class Client:
         gone: Callable[[Object], None],
         listed: Callable[[], Awaitable[None]],
     ) -> None:
-        """List and watch for ever. After every list, objects that were known and are missing are `gone`; then `listed`."""
+        """List and watch for ever. After every list, known objects that are missing in it are `gone`; then `listed`."""
         known: dict[str, Object] = {}
         while True:
             try:

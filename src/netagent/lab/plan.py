@@ -1,4 +1,4 @@
-"""What a lab looks like, as plain values and text: addresses, `ip` scripts, configuration files. Nothing happens here."""
+"""What a lab looks like, as plain values and text: addresses, `ip` scripts, configuration files."""
 
 import ipaddress
 from collections.abc import Mapping, Sequence
