@@ -1,0 +1,413 @@
+"""The pod network of this node: own and peers' leases in, links, neighbours, forwarding entries and routes out.
+
+One task waits for a kick (leases changed, the kernel told of something, the audit is due), works out what should be
+there and changes what is not. While nothing is in doubt only the changed peers are compared; after a failure, a lost
+notification or somebody else's change everything is read back. A family without a lease or an address of this node is
+left as it is: pods that have a way keep it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from msgspec import Struct
+
+from netagent.config import NetworkConfig
+from netagent.core.nodeplan import NodePlan, families_of, family_of, plan_node
+from netagent.core.peers import PeerTable, Self
+from netagent.core.podnet import (
+    AddressKey,
+    Entries,
+    LinkKey,
+    RouteKey,
+    Step,
+    SysctlKey,
+    Verb,
+    contradicts,
+    device_name,
+    diff,
+    node_entries,
+    sysctls,
+)
+from netagent.kernel.entries import AddressNotice, AnyNotice, InterfaceNotice, Notice
+from netagent.kernel.podnet import Failure, PodNetKernel
+from netagent.ports import NetagentError, PodNetState
+from netagent.records import SubnetLease
+
+log = logging.getLogger(__name__)
+
+AUDIT_S = 60.0
+"""Everything is read back this often, in case a notification never came."""
+SETTLE_S = 0.02
+"""What one foreign command does (a link down, a flush) arrives within this time; then it is read back once."""
+READ_BACK_SPACING_S = 0.25
+"""Between two read-backs: somebody who fights with us costs a few per second, and drift is repaired in a second."""
+RETRY_FIRST_S, RETRY_CAP_S = 0.2, 30.0
+"""Pause after a failure; doubles up to the cap."""
+WINDOW_CAP_S = 0.1
+"""Under churn changes wait for company this long at most."""
+READY_FAILURES = 3
+"""After so many failures in a row the pod network is not ready any more."""
+
+OnVtep = Callable[[str, str, str], None]
+
+
+class PodNetStatus(Struct, frozen=True, kw_only=True):
+    """For health and debug."""
+
+    ready: bool
+    problem: str
+    """The first of `problems` that keeps a family of this node from working; "" where there is none."""
+    problems: tuple[str, ...]
+    peers: int
+    """Subnets of other nodes that have a route."""
+    interface: str
+    """Underlay link."""
+    public_ips: tuple[str, ...]
+    mtu: int
+    entries: int
+    read_backs: int
+    repairs: int
+    """Entries that others had removed or changed and that were put right."""
+    failures: int
+    """In a row."""
+    last_error: str
+
+
+class _Wanted(Struct, frozen=True):
+    own: tuple[SubnetLease, ...]
+    peers: tuple[SubnetLease, ...]
+    node_addresses: tuple[str, ...]
+
+    @property
+    def frame(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What everything hangs on, as opposed to one peer."""
+        return tuple(lease.subnet for lease in self.own), self.node_addresses
+
+
+class PodNetwork:
+    """Service; `run` is its one task. Also `ports.PodNet`."""
+
+    def __init__(
+        self, config: NetworkConfig, node_name: str, *, on_vtep: OnVtep, on_state: Callable[[], None] | None = None
+    ) -> None:
+        """`on_vtep(subnet, mac, public_ip)`: this node receives the subnet's packets there, publish it.
+
+        `on_state()`: what `state` returns has changed.
+        """
+        self._config = config
+        self._node_name = node_name
+        self._on_vtep = on_vtep
+        self._on_state = on_state
+        self._families = families_of(config.pools)
+        self._devices = {family: device_name(family, config.vni) for family in self._families}
+        self._wake = asyncio.Event()
+        self._wanted: _Wanted | None = None
+        self._followed: _Wanted | None = None
+        self._plan = NodePlan({}, None, 0, ())
+        self._table: PeerTable | None = None
+        self._scope: Self | None = None
+        self._expected: Entries = {}
+        self._doubt = "start"
+        """Why everything must be read back; "" while `_expected` is what the kernel has."""
+        self._due_s = 0.0
+        self._audit_s = 0.0
+        self._read_s = 0.0
+        self._joined: dict[int, tuple[str, ...]] = {}
+        self._told: dict[str, tuple[str, str, str]] = {}
+        self._state: PodNetState | None = None
+        self._failures = 0
+        self._last_error = ""
+        self._read_backs = 0
+        self._repairs = 0
+
+    def update(
+        self, own: tuple[SubnetLease, ...], peers: tuple[SubnetLease, ...], node_addresses: tuple[str, ...]
+    ) -> None:
+        """Leases that this node holds, all others, and the Node object's InternalIPs. Unchanged leases should be the
+        same objects as last time: they are compared by identity."""
+        self._wanted = _Wanted(own, peers, node_addresses)
+        self._wake.set()
+
+    def state(self) -> PodNetState | None:
+        """None until every family of the pools has its lease here and is joined. See ports.PodNet."""
+        return self._state
+
+    @property
+    def status(self) -> PodNetStatus:
+        """As of the last round."""
+        plan = self._plan
+        peer_problems = self._table.problems.values() if self._table else ()
+        return PodNetStatus(
+            ready=self._state is not None and self._failures < READY_FAILURES,
+            problem=self._last_error or next(iter(plan.problems), ""),
+            problems=(*plan.problems, *peer_problems),
+            peers=self._table.count if self._table else 0,
+            interface=plan.underlay.interface.name if plan.underlay else "",
+            public_ips=tuple(vtep.link.local for vtep in plan.vteps.values()),
+            mtu=plan.mtu,
+            entries=len(self._expected),
+            read_backs=self._read_backs,
+            repairs=self._repairs,
+            failures=self._failures,
+            last_error=self._last_error,
+        )
+
+    async def run(self) -> None:
+        """Until cancelled; what is in the kernel then stays."""
+        with PodNetKernel(self._wake.set) as kernel:
+            while True:
+                await self._wait()
+                started = _now()
+                try:
+                    await self._round(kernel)
+                except NetagentError as error:
+                    self._fail(str(error))
+                await asyncio.sleep(min(WINDOW_CAP_S, 2 * (_now() - started)))
+
+    async def _wait(self) -> None:
+        until = min(self._audit_s, self._due_s) if self._doubt else self._audit_s
+        if self._wanted is None:
+            until = float("inf")
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(None if until == float("inf") else max(until, _now())):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def _round(self, kernel: PodNetKernel) -> None:
+        notices, lost = kernel.notices()
+        wanted = self._wanted
+        if wanted is None:
+            return
+        if self._followed is None or wanted.frame != self._followed.frame:
+            self._suspect("own lease or node address changed", _now())
+        elif lost:
+            self._suspect("notifications were lost", _now() + SETTLE_S)
+        elif notice := next((notice for notice in notices if self._matters(notice, wanted)), None):
+            self._suspect(
+                f"changed by others: {_name(notice)}", max(_now() + SETTLE_S, self._read_s + READ_BACK_SPACING_S)
+            )
+        if _now() >= self._audit_s and not self._doubt:
+            self._suspect("audit", _now())
+        if self._doubt and _now() >= self._due_s:
+            await self._resync(kernel, wanted)
+        elif self._followed is not None and wanted.peers is not self._followed.peers:
+            await self._follow(kernel, wanted)
+        self._publish(wanted)
+
+    def _suspect(self, why: str, due_s: float) -> None:
+        """Read everything back, not before due_s; what is already due stays due."""
+        if not self._doubt or due_s < self._due_s:
+            self._doubt, self._due_s = why, due_s
+
+    def _fail(self, error: str) -> None:
+        self._failures += 1
+        pause_s = min(RETRY_CAP_S, RETRY_FIRST_S * 2 ** min(self._failures - 1, 10))
+        if error != self._last_error:
+            log.warning("pod network: %s Next attempt in %.1f s.", error, pause_s)
+        self._last_error = error
+        self._doubt, self._due_s = "failure", _now() + pause_s
+
+    async def _follow(self, kernel: PodNetKernel, wanted: _Wanted) -> None:
+        """Peers changed, and nothing is in doubt: only they are compared."""
+        if self._table is None:
+            return
+        dirty = self._table.update(wanted.peers)
+        self._followed = wanted
+        steps = diff(self._table.entries, self._expected, keys=dirty)
+        for step in steps:
+            if step.verb is Verb.DELETE:
+                self._expected.pop(step.key, None)
+            else:
+                self._expected[step.key] = step.value
+        self._check(await kernel.apply(steps))
+
+    async def _resync(self, kernel: PodNetKernel, wanted: _Wanted) -> None:
+        """Read back, compare everything, change what differs."""
+        why = self._doubt
+        self._audit_s = _now() + AUDIT_S
+        self._read_backs += 1
+        snapshot = await kernel.read(self._sysctl_keys())
+        self._read_s = _now()
+        self._plan = plan_node(
+            self._config,
+            self._node_name,
+            interfaces=snapshot.interfaces,
+            default_index=snapshot.default_index,
+            subnets=[lease.subnet for lease in wanted.own],
+            node_addresses=wanted.node_addresses,
+        )
+        self._enter_peers(wanted)
+        frozen = set(self._families) - self._plan.vteps.keys()
+        left = {key: value for key, value in snapshot.entries.items() if key.family in frozen}
+        actual = {key: value for key, value in snapshot.entries.items() if key.family not in frozen}
+        desired = self._desired(wanted)
+        steps = diff(desired, actual, held=self._expected.keys())
+        self._note_repairs(why, steps)
+        self._expected = {**desired, **left}
+        self._followed, self._doubt = wanted, ""
+        failures = await self._apply(kernel, steps)
+        await self._join(kernel, wanted, failures)
+        self._check(failures)
+        if not failures:
+            self._failures, self._last_error = 0, ""
+
+    async def _apply(self, kernel: PodNetKernel, steps: Iterable[Step]) -> list[Failure]:
+        on_links = [step for step in steps if isinstance(step.key, LinkKey)]
+        failures = await kernel.apply(on_links) if on_links else []
+        if on_links:
+            kernel.discard_notices()  # devices are read once more when all is done
+        return failures + await kernel.apply([step for step in steps if not isinstance(step.key, LinkKey)])
+
+    def _check(self, failures: list[Failure]) -> None:
+        """Raises NetagentError where anything was refused; the rest is in place and expected."""
+        for failure in failures:
+            self._expected.pop(failure.step.key, None)
+        if failures:
+            first = failures[0]
+            raise NetagentError(
+                f"the kernel refused {len(failures)} changes, the first: {first.step.verb.name.lower()} "
+                f"{_describe(first.step.key)}: {first.reason}. {_advice(first)}"
+            )
+
+    def _sysctl_keys(self) -> list[SysctlKey]:
+        return [key for family, device in self._devices.items() for key in sysctls(family, device)]
+
+    # What this node is
+
+    def _enter_peers(self, wanted: _Wanted) -> None:
+        """Bring the table of peers up to date; a new one where what this node is has changed."""
+        vteps = self._plan.vteps
+        scope = Self(
+            node_name=self._node_name,
+            devices={family: vtep.device for family, vtep in vteps.items()},
+            pools=self._config.pools,
+            subnets=tuple(lease.subnet for lease in wanted.own),
+            macs=tuple(vtep.link.mac for vtep in vteps.values()),
+            public_ips=tuple(vtep.link.local for vtep in vteps.values()),
+        )
+        if self._table is None or scope != self._scope:
+            self._scope, self._table = scope, PeerTable(scope)
+        self._table.update(wanted.peers)
+
+    def _desired(self, wanted: _Wanted) -> Entries:
+        desired: Entries = {}
+        for family, vtep in self._plan.vteps.items():
+            desired.update(node_entries(vtep, _of_family(wanted.own, family)))
+        if self._table:
+            desired.update(self._table.entries)
+        return desired
+
+    # What others are told
+
+    async def _join(self, kernel: PodNetKernel, wanted: _Wanted, failures: list[Failure]) -> None:
+        """Which families work, by the devices as they are now."""
+        broken = {failure.step.key.family for failure in failures if isinstance(failure.step.key, LinkKey | AddressKey)}
+        for family, vtep in self._plan.vteps.items():
+            have = await kernel.read_device(vtep.device)
+            if have != vtep.link:
+                self._expected.pop(LinkKey(family, vtep.device), None)
+                self._suspect(f"{vtep.device} is not as it was made", _now() + READ_BACK_SPACING_S)
+            elif family not in broken:
+                self._joined[family] = tuple(_of_family(wanted.own, family))
+
+    def _publish(self, wanted: _Wanted) -> None:
+        for lease in wanted.own:
+            family = family_of(lease.subnet)
+            vtep = self._plan.vteps.get(family)
+            if vtep is None or lease.subnet not in self._joined.get(family, ()):
+                continue
+            news = (vtep.link.mac, vtep.link.local)
+            told = self._told.get(lease.subnet)
+            # Tell once, and again when the lease's object says otherwise in a newer version.
+            if (
+                told is None
+                or told[:2] != news
+                or ((lease.vtep_mac, lease.public_ip) != news and told[2] != lease.resource_version)
+            ):
+                self._told[lease.subnet] = (*news, lease.resource_version)
+                self._on_vtep(lease.subnet, *news)
+        state = self._new_state(wanted)
+        if state != self._state:
+            self._state = state
+            if self._on_state:
+                self._on_state()
+
+    def _new_state(self, wanted: _Wanted) -> PodNetState | None:
+        """A family that has been joined counts until its lease goes: pods wired meanwhile have their way back soon."""
+        offered: list[str] = []
+        for family in self._families:
+            subnets = [subnet for subnet in _of_family(wanted.own, family) if subnet in self._joined.get(family, ())]
+            if not subnets:
+                return None
+            offered.append(subnets[0])
+        return PodNetState(subnets=tuple(offered), mtu=self._plan.mtu)
+
+    # What others do
+
+    def _matters(self, notice: AnyNotice, wanted: _Wanted) -> bool:
+        """Whether something is not as we left it, or the underlay may be another."""
+        underlay = self._plan.underlay
+        if isinstance(notice, Notice):
+            off = notice.key.family in self._families and notice.key.family not in self._plan.vteps
+            return not off and contradicts(notice.key, notice.value, self._expected)
+        if underlay is None:
+            return True
+        ours = underlay.interface
+        if isinstance(notice, InterfaceNotice):
+            renamed = notice.ifindex == ours.index and (notice.mtu, notice.name) != (ours.mtu, ours.name)
+            return renamed or (notice.name == self._config.interface and notice.ifindex != ours.index)
+        if notice.ifindex == ours.index:
+            return notice.present != (notice.address in ours.addresses)
+        return notice.present and notice.address in wanted.node_addresses
+
+    def _note_repairs(self, why: str, steps: tuple[Step, ...]) -> None:
+        if not steps or self._followed is None or not why.startswith(("changed", "notifications", "audit")):
+            return
+        self._repairs += len(steps)
+        log.warning(
+            "pod network: %s; put %d entries right, the first: %s",
+            why,
+            len(steps),
+            _describe(steps[0].key),
+        )
+
+
+async def remove_pod_network() -> list[str]:
+    """Take everything of ours out of the kernel, with no agent running. Returns what could not be removed."""
+    with PodNetKernel(lambda: None) as kernel:
+        snapshot = await kernel.read()
+        failures = await kernel.apply(diff({}, snapshot.entries))
+    return [f"{_describe(failure.step.key)}: {failure.reason}" for failure in failures]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _of_family(own: Iterable[SubnetLease], family: int) -> list[str]:
+    return [lease.subnet for lease in own if family_of(lease.subnet) == family]
+
+
+def _describe(key: Struct) -> str:
+    fields = ", ".join(str(getattr(key, name)) for name in key.__struct_fields__ if name != "family")
+    return f"{type(key).__name__.removesuffix('Key').lower()} {fields}"
+
+
+def _name(notice: AnyNotice) -> str:
+    if isinstance(notice, Notice):
+        return _describe(notice.key)
+    if isinstance(notice, AddressNotice):
+        return f"address {notice.address}"
+    return f"interface {notice.name}"
+
+
+def _advice(failure: Failure) -> str:
+    key = failure.step.key
+    rest = "Everything else is in place; netagent tries again."
+    if isinstance(key, LinkKey):
+        return f"{rest} If another vxlan device has this VNI and port, delete it (ip -d link show type vxlan)."
+    if isinstance(key, RouteKey):
+        return f"{rest} If another route has this destination (ip route show {key.subnet}), delete it."
+    return rest

@@ -1,0 +1,226 @@
+"""The pod network in the kernel: read back, changed, listened to. Which entries are ours: see `kernel.entries`."""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
+
+from msgspec import Struct
+
+from netagent.core.podnet import (
+    ROUTE_PROTOCOL,
+    Entries,
+    FdbKey,
+    LinkKey,
+    Step,
+    SysctlKey,
+    Verb,
+    Vxlan,
+    family_of_device,
+    needs_new_device,
+)
+from netagent.core.underlay import Interface
+from netagent.kernel import links
+from netagent.kernel.entries import AF_BRIDGE, NDMSG, RT_TABLE_MAIN, AnyNotice, Devices, device_family
+from netagent.kernel.links import AF, RTMSG
+from netagent.kernel.rtnetlink import Message, Monitor, Refusal, Request, Rtnetlink, messages, u32
+
+RTM_GETROUTE, RTM_GETNEIGH = 26, 30
+RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
+RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE = 5, 7, 9, 11
+GROUPS = (
+    RTNLGRP_LINK,
+    RTNLGRP_NEIGH,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_ROUTE,
+)
+NDA_IFINDEX = 8
+GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
+"""What the kernel answers when the entry to delete is not there."""
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """The node's links, and what of the pod network is there."""
+
+    interfaces: tuple[Interface, ...]
+    """Foreign ones: those that can be the underlay."""
+    default_index: int | None
+    """ifindex of the default route's link."""
+    entries: Entries
+
+
+class Failure(Struct, frozen=True):
+    """A step that the kernel refused. The entry is as it was before."""
+
+    step: Step
+    errno: int
+    reason: str
+
+
+class PodNetKernel:
+    """The pod network of the network namespace in which this was made. Used by one task."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """`wake` is called in the event loop when there are notices."""
+        self._netlink = Rtnetlink()
+        try:
+            self._monitor = Monitor(GROUPS, wake)
+        except BaseException:
+            self._netlink.__exit__()
+            raise
+        self._devices = Devices()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._monitor.__exit__()
+        self._netlink.__exit__()
+
+    async def read(self, sysctls: Iterable[SysctlKey] = ()) -> Snapshot:
+        """Read everything back, and these sysctls. Raises RtnetlinkError."""
+        found = await links.list_links(self._netlink)
+        ours = {link.index: link for link in found if family_of_device(link.name)}
+        self._devices.know(ours.values())
+        entries: Entries = {
+            LinkKey(device_family(link.name), link.name): links.read_vxlan(link) for link in ours.values()
+        }
+        global_addresses: dict[int, list[str]] = {}
+        for address in await links.list_addresses(self._netlink):
+            if address.index not in ours and address.scope == links.RT_SCOPE_UNIVERSE:
+                global_addresses.setdefault(address.index, []).append(address.address)
+            elif key := self._devices.address_key(address):
+                entries[key] = ""
+        for link in ours.values():
+            entries.update(await self._read_neighbours(link))
+        entries.update(await self._read_routes())
+        entries.update({key: text for key in sysctls if (text := links.read_sysctl(key.path))})
+        return Snapshot(
+            interfaces=tuple(
+                _interface(link, global_addresses.get(link.index, ())) for link in found if link.index not in ours
+            ),
+            default_index=await links.default_route_index(self._netlink),
+            entries=entries,
+        )
+
+    async def read_device(self, device: str) -> Vxlan | None:
+        """One device as it is now. Raises RtnetlinkError."""
+        link = await links.find_link(self._netlink, device)
+        return links.read_vxlan(link) if link else None
+
+    async def apply(self, steps: Sequence[Step]) -> list[Failure]:
+        """Take the steps in order; what is refused does not stop the rest, except on a device that is not there.
+
+        Raises RtnetlinkError; what is in the kernel is then unknown.
+        """
+        failures: list[Failure] = []
+        on_links = [step for step in steps if isinstance(step.key, LinkKey)]
+        if on_links:
+            failures += await self._apply_links(on_links)
+        requests: list[Request] = []
+        causes: list[Step] = []
+        for step in steps:
+            if isinstance(step.key, SysctlKey):
+                failures += _apply_sysctl(step.key, step)
+            elif not isinstance(step.key, LinkKey):
+                for request in self._devices.requests(step):
+                    requests.append(request)
+                    causes.append(step)
+        for index, refusal in (await self._netlink.batch(requests)).items():
+            if causes[index].verb is not Verb.DELETE or refusal.errno not in GONE:
+                failures.append(Failure(causes[index], *refusal))
+        return failures
+
+    def notices(self) -> tuple[list[AnyNotice], bool]:
+        """What others did since the last call, and whether anything was missed.
+
+        Some of the kernel's messages do not say who caused them (links, forwarding entries): those tell of our own
+        changes too.
+        """
+        datagrams, lost = self._monitor.take()
+        found: list[AnyNotice] = []
+        for datagram in datagrams:
+            for message in messages(datagram):
+                if message.port != self._netlink.port and (notice := self._devices.notice(message)):
+                    found.append(notice)
+        return found, lost
+
+    def discard_notices(self) -> None:
+        """Forget what happened until now; for a caller that reads back what it was about."""
+        self._monitor.take()
+
+    async def _read_neighbours(self, link: links.Link) -> Entries:
+        """Neighbours and forwarding entries of one device of ours."""
+        entries: Entries = {}
+        family = AF[device_family(link.name)]
+        found: list[Message] = await self._netlink.dump(
+            RTM_GETNEIGH, NDMSG.pack(family, 0, 0, 0, 0) + u32(NDA_IFINDEX, link.index)
+        )
+        if link.kind == "vxlan":
+            found += await self._netlink.dump(RTM_GETNEIGH, NDMSG.pack(AF_BRIDGE, link.index, 0, 0, 0))
+        for message in found:
+            entry = self._devices.neighbour(message)
+            value = entry[1] if entry else None
+            if entry is None or value is None:
+                continue
+            key = entry[0]
+            earlier = entries.get(key)
+            if isinstance(key, FdbKey) and isinstance(earlier, tuple) and isinstance(value, tuple):
+                value = (*earlier, *value)
+            entries[key] = value
+        return entries
+
+    async def _read_routes(self) -> Entries:
+        entries: Entries = {}
+        for family in AF.values():
+            header = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, ROUTE_PROTOCOL, 0, 0, 0)
+            for message in await self._netlink.dump(RTM_GETROUTE, header):
+                entry = self._devices.route(message)
+                if entry and entry[2]:
+                    entries[entry[0]] = entry[1]
+        return entries
+
+    async def _apply_links(self, steps: Sequence[Step]) -> list[Failure]:
+        failures: list[Failure] = []
+        for step in steps:
+            if isinstance(step.key, LinkKey) and (refusal := await self._apply_link(step.key.device, step)):
+                failures.append(Failure(step, *refusal))
+        self._devices.know(link for link in await links.list_links(self._netlink) if family_of_device(link.name))
+        return failures
+
+    async def _apply_link(self, device: str, step: Step) -> Refusal | None:
+        if step.verb is Verb.DELETE:
+            refusal = await self._run(links.delete_link(device))
+            return None if refusal and refusal.errno in GONE else refusal
+        if not isinstance(step.value, Vxlan):
+            return None
+        have = await self.read_device(device)
+        if have and not needs_new_device(step.value, have):
+            return await self._run(links.change_link(device, step.value))
+        if have and (refusal := await self._run(links.delete_link(device))):
+            return refusal
+        refusals = await self._netlink.batch(links.add_vxlan(device, step.value))
+        return refusals.get(0) or refusals.get(2)  # 1 is refused where the kernel has no IPv6
+
+    async def _run(self, request: Request) -> Refusal | None:
+        return (await self._netlink.batch([request])).get(0)
+
+
+def _interface(link: links.Link, addresses: Iterable[str]) -> Interface:
+    return Interface(
+        index=link.index,
+        name=link.name,
+        mtu=link.mtu,
+        loopback=bool(link.flags & links.IFF_LOOPBACK),
+        addresses=tuple(addresses),
+    )
+
+
+def _apply_sysctl(key: SysctlKey, step: Step) -> list[Failure]:
+    try:
+        links.write_sysctl(key.path, str(step.value))
+    except OSError as error:
+        return [Failure(step, error.errno or 0, error.strerror or os.strerror(error.errno or 0))]
+    return []
