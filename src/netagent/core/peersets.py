@@ -155,10 +155,16 @@ class PeerSets:
             for pod in active.pods:
                 self._give(key, peer, self._pods[pod], self._ruleset.put)
             return
-        self._peers[peer] = _ActivePeer({key: None})
+        active = self._peers[peer] = _ActivePeer({key: None})
         self._file(peer, add=True)
         for pod in self._pods_for(peer):
-            self.pod_changed(pod)
+            before = self._pods.get(pod)
+            peers = before.peers | {peer} if before else frozenset((peer,))
+            matched = _Matched(peers, self._store.owned_ips(pod), self._store.pods[pod].ports)
+            if matched.ips:
+                self._pods[pod] = matched
+                active.pods[pod] = None
+                self._give(key, peer, matched, self._ruleset.put)
 
     def _deactivate(self, peer: Peer, key: SetKey) -> None:
         if isinstance(peer, BlockPeer) and key.port is None:
@@ -185,9 +191,14 @@ class PeerSets:
         (index.add if add else index.discard)(selector, peer)
 
     def _pods_for(self, peer: Peer) -> list[Key]:
+        store = self._store
         if isinstance(peer, BlockPeer):
-            return list(self._store.pods)
-        return list(self._store.pods_matching(peer.pods, peer.namespace))
+            return list(store.pods)
+        if peer.namespace or peer.namespaces == EVERYTHING or peer.pods.anchor() is not None:
+            found = store.pods_matching(peer.pods, peer.namespace)
+            return [key for key in found if peer_matches(peer, key, store)]
+        chosen = (name for name, one in store.namespaces.items() if peer.namespaces.matches(one.labels))
+        return [key for name in chosen for key in store.pods_matching(peer.pods, name)]
 
     # Pods
 
