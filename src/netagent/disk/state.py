@@ -1,0 +1,52 @@
+"""What this node remembers of its subnets, so that it asks for the same ones again."""
+
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from netagent.disk.atomic import DiskError, ensure_dir, read_bounded, set_aside, write_atomic
+
+VERSION = 1
+FILE_NAME = "subnets.json"
+MAX_BYTES = 64 * 1024
+
+
+class SubnetFile(Struct, frozen=True, kw_only=True):
+    """Content of `subnets.json`."""
+
+    version: int
+    subnets: tuple[str, ...]
+    """Canonical CIDRs, the ones held last."""
+
+
+class SubnetMemory:
+    """The subnets that this node held last, in one small file under the state directory."""
+
+    def __init__(self, state_dir: str | Path) -> None:
+        self._path = Path(state_dir) / FILE_NAME
+
+    def load(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(subnets, problems). A file that cannot be read is set aside and counts as none."""
+        try:
+            content = read_bounded(self._path, MAX_BYTES)
+            if content is None:
+                return (), ()
+            file = msgspec.json.decode(content, type=SubnetFile)
+        except (DiskError, msgspec.DecodeError) as error:
+            return (), (self._refuse(str(error)),)
+        if file.version != VERSION:
+            return (), (self._refuse(f"version {file.version}, this program knows {VERSION}"),)
+        return file.subnets, ()
+
+    def save(self, subnets: tuple[str, ...]) -> None:
+        """Raises DiskError; then the file is as it was."""
+        ensure_dir(self._path.parent)
+        write_atomic(self._path, msgspec.json.encode(SubnetFile(version=VERSION, subnets=subnets)))
+
+    def _refuse(self, reason: str) -> str:
+        try:
+            aside = set_aside(self._path, self._path.parent / "quarantine")
+        except DiskError as error:
+            return f"{self._path}: {reason}. The subnets held before are not known. {error}"
+        return f"{self._path}: {reason}. The subnets held before are not known; the file is now {aside}."

@@ -1,0 +1,337 @@
+"""A pod's link to its node: a veth pair, routed, without bridge and without ARP.
+
+    pod:  eth0, <ip>/32; default via 169.254.1.1 (fe80::ecee:eeff:feee:eeee) onlink, its permanent neighbour
+          entry is the node end's MAC ee:ee:ee:ee:ee:ee
+    node: nap<hash>, no address; route <ip>/32 scope link proto 78, permanent neighbour entry <ip> with the pod's MAC
+
+Ours is recognisable: links by the name `nap` + 12 hex digits, routes by their protocol number. Routes and neighbours
+go with the link, so removing the link removes everything.
+"""
+
+import asyncio
+import contextlib
+import re
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from errno import ENODEV
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute, NetlinkError
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
+from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE
+
+from netagent.core.cni import GATEWAY_V4, GATEWAY_V6, HOST_MAC
+from netagent.kernel import rtbatch
+from netagent.kernel.netns import open_netns, run_in_netns
+from netagent.kernel.rtbatch import Request, RtnetlinkError
+from netagent.records import Endpoint
+
+T = TypeVar("T")
+
+ROUTE_PROTOCOL = 0x4E
+"""Marks our routes; 78 is free in iproute2's rt_protos."""
+LINK_NAME = re.compile(r"nap[0-9a-f]{12}")
+WORKERS = 4
+"""Threads that wire. The kernel does one such thing at a time (RTNL); more threads would only wait."""
+MAX_ALIAS = 255
+"""IFALIASZ - 1."""
+
+CREATE = NLM_F_CREATE | NLM_F_EXCL
+REPLACE = NLM_F_CREATE | NLM_F_REPLACE
+IFF_UP = 1
+IFA_F_NODAD = 0x02
+NUD_PERMANENT = 0x80
+RTNH_F_ONLINK = 4
+RTM_F_FIB_MATCH = 0x2000
+RT_TABLE_MAIN = 254
+RT_SCOPE_LINK = 253
+RTN_UNICAST = 1
+RTPROT_BOOT = 3
+
+SYSCTL = Path("/proc/sys/net")
+
+
+class Wiring:
+    """Wires pods in worker threads, several at a time. The caller sees to it that it is one at a time for one pod."""
+
+    def __init__(self) -> None:
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="wiring")
+
+    async def wire(self, endpoint: Endpoint, mtu: int) -> None:
+        """Make the link, addresses, routes and neighbours. Raises NetagentError; then none of it is left."""
+        await self._run(lambda: wire(endpoint, mtu))
+
+    async def unwire(self, host_ifname: str) -> None:
+        """Remove the link and all that hangs on it; done where there is none. Raises RtnetlinkError."""
+        await self._run(lambda: unwire(host_ifname))
+
+    async def check(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """What differs from what `wire` made; empty: nothing. Raises NetnsError where the pod has none."""
+        return await self._run(lambda: check(endpoint))
+
+    async def links(self) -> frozenset[str]:
+        """Names of the host ends that exist."""
+        return await self._run(links)
+
+    async def routed(self, names: frozenset[str]) -> dict[str, str]:
+        """Address -> name, for the addresses that our routes lead to these links."""
+        return await self._run(lambda: routed(names)) if names else {}
+
+    def close(self) -> None:
+        """No more work is accepted."""
+        self._workers.shutdown(wait=False)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+        except NetlinkError as error:
+            raise RtnetlinkError("answer a query", error.code, "") from error
+
+
+def wire(endpoint: Endpoint, mtu: int) -> None:
+    """See Wiring.wire. Blocks for some milliseconds."""
+    with open_netns(endpoint.netns) as netns, rtbatch.open_socket() as netlink:
+        rtbatch.run(netlink, [_remove_link(endpoint.host_ifname), _create_pair(endpoint, mtu, netns)])
+        try:
+            _set_host_sysctls(endpoint)
+            index = socket.if_nametoindex(endpoint.host_ifname)
+            rtbatch.run(netlink, _host_side(endpoint, index))
+            run_in_netns(netns, lambda: _wire_pod_side(endpoint))
+            rtbatch.run(netlink, [_settle(index)])
+        except BaseException:
+            with contextlib.suppress(RtnetlinkError):
+                rtbatch.run(netlink, [_remove_link(endpoint.host_ifname)])
+            raise
+
+
+def unwire(host_ifname: str) -> None:
+    """See Wiring.unwire. Takes about 20 ms: the kernel waits until nobody uses the link."""
+    with rtbatch.open_socket() as netlink:
+        rtbatch.run(netlink, [_remove_link(host_ifname)])
+
+
+def links() -> frozenset[str]:
+    """See Wiring.links."""
+    return frozenset(name for _, name in socket.if_nameindex() if LINK_NAME.fullmatch(name))
+
+
+def routed(names: frozenset[str]) -> dict[str, str]:
+    """See Wiring.routed."""
+    indexes = {index: name for index, name in socket.if_nameindex() if name in names}
+    with IPRoute() as rtnetlink:
+        return {
+            route.get("RTA_DST"): indexes[route.get("RTA_OIF")]
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for route in rtnetlink.get_routes(family=family, proto=ROUTE_PROTOCOL)
+            if route.get("RTA_OIF") in indexes
+        }
+
+
+def check(endpoint: Endpoint) -> tuple[str, ...]:
+    """See Wiring.check."""
+    with open_netns(endpoint.netns) as netns:
+        return (*_check_host_side(endpoint), *run_in_netns(netns, lambda: _check_pod_side(endpoint)))
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def _remove_link(name: str) -> Request:
+    return Request(f"remove link {name}", RTM_DELLINK, 0, {}, [("IFLA_IFNAME", name)], tolerate=(ENODEV,))
+
+
+def _create_pair(endpoint: Endpoint, mtu: int, netns: int) -> Request:
+    peer = [
+        ("IFLA_IFNAME", endpoint.ifname),
+        ("IFLA_ADDRESS", endpoint.mac),
+        ("IFLA_MTU", mtu),
+        ("IFLA_NET_NS_FD", netns),
+    ]
+    attributes = [
+        ("IFLA_IFNAME", endpoint.host_ifname),
+        ("IFLA_ADDRESS", HOST_MAC),
+        ("IFLA_MTU", mtu),
+        (
+            "IFLA_LINKINFO",
+            {
+                "attrs": [
+                    ("IFLA_INFO_KIND", "veth"),
+                    ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", {"attrs": peer})]}),
+                ]
+            },
+        ),
+    ]
+    what = f"create the veth pair {endpoint.host_ifname} and {endpoint.ifname} in {endpoint.netns}"
+    return Request(what, RTM_NEWLINK, CREATE, {}, attributes)
+
+
+def _host_side(endpoint: Endpoint, index: int) -> list[Request]:
+    alias = f"pod {endpoint.pod}"[:MAX_ALIAS]
+    requests = [_up(index, [("IFLA_IFALIAS", alias)])]
+    for ip in endpoint.ips:
+        requests.append(_neighbour(ip, endpoint.mac, index))
+        requests.append(
+            Request(
+                f"add route {ip} dev {endpoint.host_ifname}",
+                RTM_NEWROUTE,
+                REPLACE,
+                {
+                    "family": _family(ip),
+                    "dst_len": _bits(ip),
+                    "table": RT_TABLE_MAIN,
+                    "proto": ROUTE_PROTOCOL,
+                    "scope": RT_SCOPE_LINK,
+                    "type": RTN_UNICAST,
+                },
+                [("RTA_DST", ip), ("RTA_OIF", index)],
+            )
+        )
+    return requests
+
+
+def _pod_side(endpoint: Endpoint, index: int) -> list[Request]:
+    requests = [_up(socket.if_nametoindex("lo")), _up(index)]
+    for ip in endpoint.ips:
+        gateway = _gateway(ip)
+        requests.append(_address(ip, index))
+        requests.append(_neighbour(gateway, HOST_MAC, index))
+        requests.append(
+            Request(
+                f"add the default route via {gateway} in the pod",
+                RTM_NEWROUTE,
+                CREATE,
+                {
+                    "family": _family(ip),
+                    "table": RT_TABLE_MAIN,
+                    "proto": RTPROT_BOOT,
+                    "type": RTN_UNICAST,
+                    "flags": RTNH_F_ONLINK,
+                },
+                [("RTA_GATEWAY", gateway), ("RTA_OIF", index)],
+            )
+        )
+    requests.append(_settle(index))
+    return requests
+
+
+def _settle(index: int) -> Request:
+    """A query that makes the kernel act on the new carrier at once; before that it drops what is sent there."""
+    return Request(f"read link {index}", RTM_GETLINK, 0, {"index": index}, [])
+
+
+def _up(index: int, attributes: list[tuple[str, Any]] | None = None) -> Request:
+    fields = {"index": index, "flags": IFF_UP, "change": IFF_UP}
+    return Request(f"set link {index} up", RTM_NEWLINK, 0, fields, attributes or [])
+
+
+def _address(ip: str, index: int) -> Request:
+    # Nobody else can have the address: duplicate detection would only hold the pod for a second.
+    flags = IFA_F_NODAD if ":" in ip else 0
+    fields = {"family": _family(ip), "prefixlen": _bits(ip), "flags": flags, "index": index}
+    attributes = [("IFA_LOCAL", ip), ("IFA_ADDRESS", ip)]
+    return Request(f"add address {ip} in the pod", RTM_NEWADDR, CREATE, fields, attributes)
+
+
+def _neighbour(ip: str, mac: str, index: int) -> Request:
+    fields = {"family": _family(ip), "ifindex": index, "state": NUD_PERMANENT}
+    attributes = [("NDA_DST", ip), ("NDA_LLADDR", mac)]
+    return Request(f"add neighbour {ip} at {mac}", RTM_NEWNEIGH, REPLACE, fields, attributes)
+
+
+# --- sides ----------------------------------------------------------------------------------------------------------
+
+
+def _set_host_sysctls(endpoint: Endpoint) -> None:
+    name = endpoint.host_ifname
+    # Loose: the ruleset drops spoofed sources, with a counter; strict filtering would hide them from it.
+    _set("ipv4", name, rp_filter=2, forwarding=1, proxy_arp=0)
+    # No link-local address: it would be announced, and nobody talks to it.
+    _set("ipv6", name, addr_gen_mode=1)
+    if any(":" in ip for ip in endpoint.ips):
+        _set("ipv6", name, disable_ipv6=0, accept_ra=0, forwarding=1)
+
+
+def _wire_pod_side(endpoint: Endpoint) -> None:
+    if any(":" in ip for ip in endpoint.ips):
+        # Container runtimes switch it off in some pods.
+        _set("ipv6", endpoint.ifname, disable_ipv6=0)
+        _set("ipv6", "lo", disable_ipv6=0)
+    with rtbatch.open_socket() as netlink:
+        rtbatch.run(netlink, _pod_side(endpoint, socket.if_nametoindex(endpoint.ifname)))
+
+
+def _set(family: str, link: str, **values: int) -> None:
+    """Set per-link sysctls of the calling thread's namespace. A kernel without the family has none to set."""
+    directory = SYSCTL / family / "conf" / link
+    for name, value in values.items():
+        with contextlib.suppress(FileNotFoundError), (directory / name).open("wb", buffering=0) as file:
+            file.write(b"%d" % value)
+
+
+def _check_host_side(endpoint: Endpoint) -> list[str]:
+    with IPRoute() as rtnetlink:
+        index = _index(rtnetlink, endpoint.host_ifname)
+        if index is None:
+            return [f"link {endpoint.host_ifname} is missing or down"]
+        problems = []
+        for ip in endpoint.ips:
+            if not _has_route(rtnetlink, ip, index):
+                problems.append(f"route {ip} dev {endpoint.host_ifname} is missing")
+            if not _has_neighbour(rtnetlink, ip, endpoint.mac, index):
+                problems.append(f"neighbour {ip} at {endpoint.mac} on {endpoint.host_ifname} is missing")
+        return problems
+
+
+def _check_pod_side(endpoint: Endpoint) -> list[str]:
+    with IPRoute() as rtnetlink:
+        index = _index(rtnetlink, endpoint.ifname)
+        if index is None:
+            return [f"link {endpoint.ifname} in the pod is missing or down"]
+        problems = []
+        held = {message.get("IFA_ADDRESS") for message in rtnetlink.get_addr(index=index)}
+        for ip in endpoint.ips:
+            gateway = _gateway(ip)
+            if ip not in held:
+                problems.append(f"address {ip} in the pod is missing")
+            routes = rtnetlink.get_default_routes(family=_family(ip))
+            if not any(r.get("RTA_OIF") == index and r.get("RTA_GATEWAY") == gateway for r in routes):
+                problems.append(f"default route via {gateway} in the pod is missing")
+            if not _has_neighbour(rtnetlink, gateway, HOST_MAC, index):
+                problems.append(f"neighbour {gateway} at {HOST_MAC} in the pod is missing")
+        return problems
+
+
+def _index(rtnetlink: IPRoute, name: str) -> int | None:
+    """Index of the link of that name if it is up."""
+    for message in rtnetlink.get_links(ifname=name):
+        if message["flags"] & IFF_UP:
+            return int(message["index"])
+    return None
+
+
+def _has_route(rtnetlink: IPRoute, ip: str, index: int) -> bool:
+    """Whether the routing table's best match is the pod's own entry."""
+    try:
+        (route,) = rtnetlink.route("get", family=_family(ip), dst=ip, flags=RTM_F_FIB_MATCH)
+    except NetlinkError:  # unreachable, or a blackhole
+        return False
+    return bool(route["dst_len"] == _bits(ip) and route.get("RTA_OIF") == index)
+
+
+def _has_neighbour(rtnetlink: IPRoute, ip: str, mac: str, index: int) -> bool:
+    entries = rtnetlink.get_neighbours(family=_family(ip), ifindex=index)
+    return any(entry.get("NDA_DST") == ip and entry.get("NDA_LLADDR") == mac for entry in entries)
+
+
+def _family(ip: str) -> int:
+    return socket.AF_INET6 if ":" in ip else socket.AF_INET
+
+
+def _bits(ip: str) -> int:
+    return 128 if ":" in ip else 32
+
+
+def _gateway(ip: str) -> str:
+    return GATEWAY_V6 if ":" in ip else GATEWAY_V4
