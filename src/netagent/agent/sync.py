@@ -87,6 +87,8 @@ class Dataplane:
         self._restored = pods_from_api
         """Whether the pods of earlier runs are known: before that, a table would leave them open."""
         self._stamp: Stamp | None = None
+        self._dirty = Dirty()
+        """What changed in the view since the compiler last looked."""
         self._changes = 0
         self._covered = 0
         self._failures = 0
@@ -216,6 +218,8 @@ class Dataplane:
     async def _commit(self) -> None:
         covers, pending = self._changes, self._pending
         self._pending = []
+        dirty, self._dirty = self._dirty, Dirty()
+        self.compiler.update(dirty)
         whole = not self._applied
         script, stamp = await self._replacement() if whole else self._change()
         if script:
@@ -287,8 +291,7 @@ class Dataplane:
     # Inner workings
 
     def _touch(self, dirty: Dirty, *, always: bool = False, urgent: bool = False) -> None:
-        if dirty:
-            self.compiler.update(dirty)
+        self._dirty.add(dirty)
         if dirty or always:
             self._changes += 1
             self._wake.set()

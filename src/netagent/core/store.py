@@ -45,6 +45,14 @@ class Dirty(Struct, gc=False):
     nodes: bool = False
     leases: bool = False
 
+    def add(self, other: "Dirty") -> None:
+        """Touched by either."""
+        self.pods |= other.pods
+        self.namespaces |= other.namespaces
+        self.policies |= other.policies
+        self.nodes |= other.nodes
+        self.leases |= other.leases
+
     def __bool__(self) -> bool:
         return bool(self.pods or self.namespaces or self.policies or self.nodes or self.leases)
 
