@@ -63,6 +63,10 @@ class LibNftables:
         """Our table as `nft list table` prints it; empty where it is absent. Raises NftError."""
         return await self._call(self._list, f"list table {TABLE}", False) or ""
 
+    async def listing(self) -> list[dict[str, Any]]:
+        """Our table as `nft -j list table` prints it, with all elements; empty where it is absent. Raises NftError."""
+        return await self._call(self._listing)  # type: ignore[no-any-return]
+
     def close(self) -> None:
         """End the worker thread after its current call."""
         self._thread.shutdown(wait=True)
@@ -95,6 +99,10 @@ class LibNftables:
                 f"{_brief(error)}. The old rules stay in force; netagent reads the table back and tries again. "
                 f"If it repeats: compare `nft list table {TABLE}` with /debug/ruleset."
             )
+
+    def _listing(self) -> list[dict[str, Any]]:
+        text = self._list(f"list table {TABLE}", True)
+        return orjson.loads(text)["nftables"] if text else []
 
     def _list(self, command: str, as_json: bool, terse: bool = False) -> str | None:
         library = self._library()
