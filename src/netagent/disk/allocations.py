@@ -15,6 +15,7 @@ import contextlib
 import os
 import re
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -159,21 +160,21 @@ class Allocations:
         except DiskError as error:
             self._set_aside(self._log, str(error), problems)
             return ()
-        lines = content.decode("ascii", "replace").split("\n")
-        good, bad = valid_addresses(line for line in lines if line)
+        good, bad = valid_addresses(line for line in content.decode("ascii", "replace").split("\n") if line)
         if bad:
             problems.append(f"{self._log}: {len(bad)} lines hold no address; they are dropped.")
         freed = tuple(reversed(dict.fromkeys(reversed(good))))
-        if bad or len(freed) != len(lines) - 1:
+        whole = _render_log(freed)
+        if content != whole:
             with contextlib.suppress(DiskError):
-                self._rewrite(freed)
+                write_atomic(self._log, whole, durable=False)
         return freed
 
     def _append(self, ips: tuple[str, ...]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._log, flags, 0o600)
         try:
-            os.write(descriptor, "".join(f"{ip}\n" for ip in ips).encode())
+            os.write(descriptor, _render_log(ips))
         finally:
             os.close(descriptor)
         self._lines_since_compaction += len(ips)
@@ -181,9 +182,9 @@ class Allocations:
             self._load_log([])
             self._lines_since_compaction = 0
 
-    def _rewrite(self, freed: tuple[str, ...]) -> None:
-        write_atomic(self._log, "".join(f"{ip}\n" for ip in freed).encode(), durable=False)
-        self._lines_since_compaction = 0
+
+def _render_log(ips: Iterable[str]) -> bytes:
+    return "".join(f"{ip}\n" for ip in ips).encode()
 
 
 def current_boot_id() -> str:

@@ -138,14 +138,6 @@ async def execute(environ: dict[str, str], stdin: bytes) -> tuple[int, Any]:
     return process.returncode, json.loads(out) if out else None
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _shim() -> None:
-    source = install.SHIM.with_name("shim.c")
-    if not install.SHIM.exists() or install.SHIM.stat().st_mtime < source.stat().st_mtime:
-        flags = ["-static", "-Os", "-s", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
-        subprocess.run(["gcc", *flags, "-o", str(install.SHIM), str(source)], check=True)
-
-
 @pytest.fixture(autouse=True)
 def _forwarding() -> None:
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
