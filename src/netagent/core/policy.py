@@ -24,6 +24,9 @@ class Direction(StrEnum):
     EGRESS = "egress"
 
 
+POLICY_TYPES = {"Ingress": (Direction.INGRESS,), "Egress": (Direction.EGRESS,)}
+
+
 class Tier(IntEnum):
     """Ascending order of evaluation."""
 
@@ -112,9 +115,14 @@ class Policy(Struct, frozen=True, gc=False, kw_only=True):
 def compile_policy(source: NetworkPolicy) -> Policy:
     """The meaning of one NetworkPolicy."""
     selects, found = compile_selector(source.pod_selector)
-    problems = [f"spec.podSelector: {text}" for text in found]
+    problems = [f"spec.podSelector: {text}; this policy admits nothing" for text in found]
     if source.problem:
         problems.append(source.problem)
+    admits = not problems  # whom its rules were meant for is not known otherwise
+    unknown = [text for text in source.policy_types if text not in POLICY_TYPES]
+    if unknown:
+        accepted = ", ".join(POLICY_TYPES)
+        problems.append(f"spec.policyTypes: {', '.join(unknown)}: accepted are {accepted}; both are isolated")
     rules = {}
     for direction, section, peers_field in (
         (Direction.INGRESS, source.ingress, "from"),
@@ -124,16 +132,19 @@ def compile_policy(source: NetworkPolicy) -> Policy:
             where = f"spec.{direction}"
             rules[direction] = tuple(
                 _rule(source.key.namespace, rule, f"{where}[{index}]", peers_field, problems)
-                for index, rule in enumerate(section)
+                for index, rule in enumerate(section if admits else ())
             )
     return Policy(key=source.key, selects=selects, rules=rules, problems=tuple(problems))
 
 
 def _directions(source: NetworkPolicy) -> frozenset[Direction]:
-    """policyTypes; without them, Ingress always and Egress where there is an egress rule."""
+    """policyTypes; without them, Ingress always and Egress where there is an egress rule.
+
+    One that does not exist could mean any direction.
+    """
     if not source.policy_types:
         return frozenset(Direction) if source.egress else frozenset((Direction.INGRESS,))
-    return frozenset(Direction(text.lower()) for text in source.policy_types if text in ("Ingress", "Egress"))
+    return frozenset(direction for text in source.policy_types for direction in POLICY_TYPES.get(text, Direction))
 
 
 def _rule(namespace: str, rule: PolicyRule, where: str, peers_field: str, problems: list[str]) -> Rule:

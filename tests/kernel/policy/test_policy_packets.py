@@ -3,7 +3,7 @@
 import pytest
 
 from support.podbed import Bed
-from support.words import policy, pods, rule
+from support.words import pods, policy, rule
 
 pytestmark = pytest.mark.kernel
 
