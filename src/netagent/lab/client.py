@@ -27,11 +27,8 @@ class ApiFailure(LabError):
 class Client:
     """One connection to one API server."""
 
-    def __init__(self, url: str, token: str = "") -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._session = aiohttp.ClientSession(
-            url, headers=headers, read_bufsize=FRAME_BYTES, connector=aiohttp.TCPConnector(limit=64)
-        )
+    def __init__(self, url: str) -> None:
+        self._session = aiohttp.ClientSession(url, read_bufsize=FRAME_BYTES, connector=aiohttp.TCPConnector(limit=64))
         self._paths: dict[tuple[str, str], tuple[str, bool]] = {}
 
     async def close(self) -> None:

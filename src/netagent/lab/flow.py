@@ -9,6 +9,8 @@ from netagent.lab.namespaces import Sockets
 from netagent.lab.probe import Target
 
 CONNECT_TIMEOUT_S = 5.0
+SILENCE_S = 0.2
+"""So long without an answer is no hiccup of the machine."""
 
 
 class Flow:
@@ -23,7 +25,8 @@ class Flow:
         self._sockets = sockets
         self._source = source
         self._target = target
-        self._interval_s = interval_ms / 1e3
+        self.interval_s = interval_ms / 1e3
+        """Pause between messages."""
         self._sock: socket.socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._sent_s: list[float] = []
@@ -36,6 +39,8 @@ class Flow:
         """When the newest answered message was sent; 0.0 before the first."""
         self.last_answer_s = 0.0
         """When the newest answer arrived; 0.0 before the first."""
+        self.resumed_s = 0.0
+        """When the message was sent whose answer ended the latest silence of SILENCE_S or more; 0.0: none did."""
         self.error = ""
         """Why the flow ended by itself, e.g. a reset."""
 
@@ -81,12 +86,12 @@ class Flow:
         """How long the newest answer is ago."""
         return (time.monotonic() - self.last_answer_s) * 1e3
 
-    async def answered_after(self, moment_s: float, timeout_s: float = 10.0) -> float:
-        """Send time of the first answered message that was sent at or after `moment_s`. Raises TimeoutError."""
+    async def resumed(self, since_s: float, timeout_s: float = 10.0) -> float:
+        """Send time of the message whose answer ended a silence, not earlier than `since_s`. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
-            while self.last_ok_s < moment_s:  # noqa: ASYNC110 - sampled at the flow's own pace
-                await asyncio.sleep(self._interval_s)
-        return self.last_ok_s
+            while self.resumed_s < since_s:  # noqa: ASYNC110 - sampled at the flow's own pace
+                await asyncio.sleep(self.interval_s)
+        return self.resumed_s
 
     async def silent_for(self, quiet_s: float, timeout_s: float = 10.0) -> float:
         """Wait until nothing was answered for `quiet_s`; the send time of the last answered message.
@@ -94,8 +99,8 @@ class Flow:
         Raises TimeoutError where answers go on.
         """
         async with asyncio.timeout(timeout_s):
-            while time.monotonic() - max(self.last_answer_s, self._gap_from_s) < quiet_s:  # noqa: ASYNC110 - as above
-                await asyncio.sleep(self._interval_s)
+            while time.monotonic() - max(self.last_answer_s, self._gap_from_s) < quiet_s:  # noqa: ASYNC110 - as in resumed
+                await asyncio.sleep(self.interval_s)
         return self.last_ok_s
 
     def _close_gap(self) -> None:
@@ -115,7 +120,7 @@ class Flow:
                 # A UDP socket reports earlier refusals this way and goes on.
                 if self._target.protocol == "TCP":
                     self.error = str(error)
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(self.interval_s)
 
     async def _receive(self) -> None:
         loop = asyncio.get_running_loop()
@@ -140,6 +145,8 @@ class Flow:
         with contextlib.suppress(ValueError, IndexError):
             sent_s = self._sent_s[int(line)]
             self.answered += 1
+            if time.monotonic() - self._gap_from_s >= SILENCE_S:
+                self.resumed_s = sent_s
             self.last_ok_s = max(self.last_ok_s, sent_s)
             self.last_answer_s = time.monotonic()
             self._close_gap()

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -50,7 +51,6 @@ class KubeletSettings(Struct, frozen=True):
     """What the process is told."""
 
     url: str
-    token: str
     state_dir: str
     """Holds one file per sandbox."""
     nodes: list[KubeletNode]
@@ -237,13 +237,13 @@ class Kubelet:
         while True:
             ready = station.has_network()
             if ready != reported:
-                patch = {"status": {"conditions": [ready_condition(ready)]}}
-                path = f"/api/v1/nodes/{station.plan.name}/status"
-                await self._until_done(
-                    lambda path=path, patch=patch: self._client.patch(path, patch, "strategic-merge")
-                )
+                await self._until_done(partial(self._report_ready, station, ready))
                 reported = ready
             await asyncio.sleep(READY_POLL_S if not ready else 1.0)
+
+    async def _report_ready(self, station: Station, ready: bool) -> None:
+        patch = {"status": {"conditions": [ready_condition(ready)]}}
+        await self._client.patch(f"/api/v1/nodes/{station.plan.name}/status", patch, "strategic-merge")
 
     async def _register(self, station: Station) -> None:
         try:
@@ -311,7 +311,7 @@ def _path(pod: Object) -> str:
 
 async def serve(settings: KubeletSettings) -> None:
     """Run until SIGTERM."""
-    client = Client(settings.url, settings.token)
+    client = Client(settings.url)
     task = asyncio.create_task(Kubelet(settings, client).run())
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:

@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 API_PORT = 6443
@@ -52,7 +53,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Laid over the agents' configuration, section by section."""
     agents: bool = True
     """False: nodes without an agent."""
-    plugins: Mapping[str, str] = {"portmap": "/usr/lib/cni/portmap"}
+    plugins: Mapping[str, str] = msgspec.field(default_factory=lambda: {"portmap": "/usr/lib/cni/portmap"})
     """CNI plugins besides ours in the nodes' /opt/cni/bin."""
 
 
@@ -139,13 +140,13 @@ def agent_config(settings: Settings, node: NodePlan, kubeconfig: str) -> dict[st
     return config
 
 
-def kubeconfig(url: str, token: str) -> dict[str, Any]:
+def kubeconfig(url: str) -> dict[str, Any]:
     """A kubeconfig file."""
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "lab", "cluster": {"server": url}}],
-        "users": [{"name": "lab", "user": {"token": token} if token else {}}],
+        "users": [{"name": "lab", "user": {}}],
         "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
         "current-context": "lab",
     }

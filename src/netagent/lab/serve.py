@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Iterable
+from typing import cast
 
 from netagent.lab.namespaces import Sockets
 from netagent.lab.plan import Serving
@@ -19,9 +20,8 @@ class Greeter(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - tells the type checker what asyncio promises
-        self._transport = transport
-        transport.write(self._line)
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(self._line)
 
     def data_received(self, data: bytes) -> None:
         if self._transport is not None:
@@ -36,8 +36,7 @@ class Answerer(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)  # noqa: S101 - as above
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         if self._transport is not None:
