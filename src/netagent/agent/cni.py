@@ -376,6 +376,8 @@ async def _body(request: web.Request) -> bytes:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise CniError(Code.BAD_JSON, f"network configuration is larger than {MAX_BODY_BYTES} bytes.") from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise CniError(Code.IO_FAILURE, "the caller went away before it had asked. Nothing was changed.") from None
 
 
 def _environ(request: web.Request) -> dict[str, str]:

@@ -129,10 +129,8 @@ class Bed:
         assert await self.call("DEL", name, **more) == (0, None)
 
 
-async def execute(environ: dict[str, str], stdin: bytes) -> tuple[int, Any]:
-    process = await asyncio.create_subprocess_exec(
-        str(install.SHIM), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ
-    )
+async def execute(environ: dict[str, str], stdin: bytes, program: str = str(install.SHIM)) -> tuple[int, Any]:
+    process = await asyncio.create_subprocess_exec(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ)
     out, _ = await asyncio.wait_for(process.communicate(stdin), DEADLINE_S * 2)
     assert process.returncode is not None
     return process.returncode, json.loads(out) if out else None
@@ -639,6 +637,70 @@ async def test_socket_permissions_and_second_agent(bed: Bed) -> None:
     stale.close()
     await bed.start()
     assert await bed.call("STATUS", "", version="1.1.0") == (0, None)
+
+
+async def test_missed_deletes_and_a_removed_list_are_noticed(
+    bed: Bed, pod_netns: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bed.stop()
+    monkeypatch.setattr("netagent.agent.cni.AUDIT_S", 0.05)
+    await bed.start()
+    for name in ("stays", "goes"):
+        pod_netns(name)
+        await bed.add(name)
+    sh("ip", "netns", "del", "goes")
+    await until(lambda: [endpoint.container_id for endpoint in bed.server.endpoints()] == ["stays"])
+    assert [endpoint.container_id for endpoint in bed.gate.withdrawn] == ["goes"]
+    await until(lambda: len(list((bed.root / "state" / "endpoints").iterdir())) == 1)
+    conflist = bed.root / "net.d" / "10-netagent.conflist"
+    await until(conflist.exists)
+    conflist.unlink()
+    await until(conflist.exists)
+
+
+async def test_a_caller_that_dies_while_it_asks(bed: Bed, pod_netns: Netns, caplog: pytest.LogCaptureFixture) -> None:
+    pod_netns("web")
+    _, writer = await asyncio.open_unix_connection(bed.config.socket)
+    writer.write(b"POST /cni HTTP/1.1\r\nHost: x\r\nCNI-Command: ADD\r\nContent-Length: 100\r\n\r\n{")
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.close()
+    await writer.wait_closed()
+    await bed.add("web")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.skipif(not Path("/usr/lib/cni/portmap").exists(), reason="needs containernetworking-plugins")
+async def test_chained_portmap_maps_a_port_to_our_pod(bed: Bed, pod_netns: Netns) -> None:
+    netns = pod_netns("web")
+    result = await bed.add("web", version="1.0.0")
+    sh("ip", "address", "replace", "192.0.2.7/32", "dev", "lo")
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "t",
+        "type": "portmap",
+        "snat": True,
+        "prevResult": result,
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+    }
+    environ = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": "web",
+        "CNI_NETNS": netns,
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": "/usr/lib/cni",
+        "PATH": os.environ["PATH"],
+    }
+    status, chained = await execute(environ, json.dumps(conf).encode(), "/usr/lib/cni/portmap")
+    assert status == 0, chained
+    assert chained["ips"] == result["ips"]
+    with open_netns(netns) as descriptor:
+        server = run_in_netns(descriptor, lambda: socket.create_server(("", 80)))
+    with server:
+        _, writer = await asyncio.wait_for(asyncio.open_connection("192.0.2.7", 8080), DEADLINE_S)
+        writer.close()
+        await writer.wait_closed()
+    await execute(environ | {"CNI_COMMAND": "DEL"}, json.dumps(conf).encode(), "/usr/lib/cni/portmap")
 
 
 async def until(condition: Callable[[], bool]) -> None:
