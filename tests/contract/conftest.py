@@ -5,6 +5,7 @@ A test that takes `api` runs once per server. `namespace` is a fresh namespace o
 """
 
 import asyncio
+import io
 import json
 import os
 import secrets
@@ -70,7 +71,8 @@ class Client:
         if content is not None:
             headers = {"Content-Type": media or "application/json", **headers}
         url = self.api.url + path
-        async with self.session.request(method, url, data=content, headers=headers, ssl=self._tls) as response:
+        data = io.BytesIO(content) if content is not None else None
+        async with self.session.request(method, url, data=data, headers=headers, ssl=self._tls) as response:
             text = await response.read()
             try:
                 return Answer(response.status, json.loads(text))
@@ -91,6 +93,17 @@ class Client:
 
     async def delete(self, path: str, body: Any = None) -> Answer:
         return await self.request("DELETE", path, body)
+
+    async def compact(self, revision: int) -> None:
+        """Make the server forget what was before a revision."""
+        if not self.api.etcd:
+            assert (await self.post("/lab/compact", {"revision": revision})).status == 200
+            return
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{self.api.etcd}/v3/kv/compaction", json={"revision": revision}) as response,
+        ):
+            assert response.status == 200, await response.text()
 
     @asynccontextmanager
     async def watch(self, path: str) -> AsyncIterator[Callable[[], Any]]:
@@ -153,20 +166,24 @@ def _write_kubeconfig(path: Path, url: str, token: str, ca: str) -> None:
 
 @pytest.fixture(scope="session")
 def embedded_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """The lab's API server in a process of its own, with a bookmark every second."""
+    """The lab's API server in a process of its own, with a bookmark every second.
+
+    Clients that send a token are served like those that do not: kubectl sends none over plain HTTP.
+    """
     home = tmp_path_factory.mktemp("embedded-api")
     token, kubeconfig, log = secrets.token_hex(16), home / "kubeconfig", home / "log"
     url = f"http://127.0.0.1:{_free_port()}"
-    flags = ["--listen", url.removeprefix("http://"), "--kubeconfig", str(kubeconfig), "--bookmark-s", "1"]
+    _write_kubeconfig(kubeconfig, url, token, "")
+    flags = ["--listen", url.removeprefix("http://"), "--bookmark-s", "1"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "netagent.lab.apiserver", *flags],
-            env={**os.environ, "NETAGENT_LAB_TOKEN": token},
+            env={**os.environ, "NETAGENT_LAB_TOKEN": ""},
             stdout=output,
             stderr=output,
         )
     try:
-        _wait_until_ready(url, token, "", process, log)
+        _wait_until_ready(url, "", "", process, log)
         yield Api("embedded", url, token, kubeconfig)
     finally:
         _stop(process)

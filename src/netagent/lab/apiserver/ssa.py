@@ -182,7 +182,7 @@ def apply(live: Object | None, config: Object, shape: Type, manager: str, *, for
     merged = _merge(live, config, shape)
     dropped = held.get(me, frozenset()) - owned
     kept = frozenset().union(*others.values()) if others else frozenset()
-    for path in sorted(dropped - kept, key=len, reverse=True):
+    for path in sorted(dropped - kept, key=len):
         if not any(other[: len(path)] == path for other in kept | owned):
             merged = _without(merged, path, shape)
     return Applied(merged, owned, frozenset(path for _, path in clashes))
