@@ -203,7 +203,7 @@ def add_vxlan(name: str, want: Vxlan) -> list[Request]:
     # A MAC that is given, not drawn by the kernel, is left alone by udev's MACAddressPolicy.
     body = text(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, mac_bytes(want.mac)) + u32(IFLA_MTU, want.mtu) + info
     create = Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, IFINFO.pack(0, 0, 0, 0, 0) + body)
-    return [create, no_link_local(name), change_link(name, want)]
+    return [create, no_link_local(name), change_link(name, want, want)]
 
 
 def no_link_local(name: str) -> Request:
@@ -213,9 +213,13 @@ def no_link_local(name: str) -> Request:
     return Request(RTM_SETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, name) + spec)
 
 
-def change_link(name: str, want: Vxlan) -> Request:
+def change_link(name: str, want: Vxlan, have: Vxlan) -> Request:
     """Set what can be set in place: MAC, MTU, up."""
-    body = text(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, mac_bytes(want.mac)) + u32(IFLA_MTU, want.mtu)
+    body = text(IFLA_IFNAME, name)
+    if want.mac != have.mac:  # setting even the same MAC flushes the device's neighbours
+        body += attribute(IFLA_ADDRESS, mac_bytes(want.mac))
+    if want.mtu != have.mtu:
+        body += u32(IFLA_MTU, want.mtu)
     return Request(RTM_SETLINK, 0, IFINFO.pack(0, 0, 0, IFF_UP if want.up else 0, IFF_UP) + body)
 
 
