@@ -3,9 +3,9 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,6 +17,7 @@ from netagent.kube.reflector import Reflector, resources
 from netagent.records import Kind, SubnetLease
 
 DEADLINE_S = 40.0
+T = TypeVar("T")
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:
@@ -26,6 +27,21 @@ async def until(condition: Callable[[], Any], what: str) -> None:
                 await asyncio.sleep(0.02)
     except TimeoutError:
         pytest.fail(f"not within {DEADLINE_S} s: {what}")
+
+
+class Meddled(ApiClient):
+    """An API client that lets somebody else act once, right after its first list."""
+
+    def __init__(self, api: ApiClient, act: Callable[[], Awaitable[Any]]) -> None:
+        self.__dict__.update(api.__dict__)
+        self._act: Callable[[], Awaitable[Any]] | None = act
+
+    async def get_json(self, path: str, into: type[T], **params: str | int) -> T:
+        answer = await super().get_json(path, into, **params)
+        act, self._act = (self._act, None) if "labelSelector" in params else (None, self._act)
+        if act is not None:
+            await act()
+        return answer
 
 
 class Bed:
@@ -64,6 +80,7 @@ class Bed:
         grace_s: float = 600.0,
         watched: bool = False,
         started: bool = True,
+        meddle: Callable[[], Awaitable[Any]] | None = None,
         **config: Any,
     ) -> "Kept":
         network = NetworkConfig(
@@ -73,7 +90,8 @@ class Bed:
             takeover_grace_s=grace_s,
             **config,
         )
-        kept = Kept(self.api, network, self.name(node), previous)
+        api = self.api if meddle is None else Meddled(self.api, meddle)
+        kept = Kept(api, network, self.name(node), previous)
         if started:
             await self._stack.enter_async_context(_running(kept.keeper.run()))
         if watched:
@@ -216,6 +234,31 @@ async def test_two_nodes_race_for_the_last_subnet(bed: Bed) -> None:
     winner, loser = sorted(both, key=lambda one: len(one.subnets), reverse=True)
     assert (await bed.lease("10.244.5.0/24"))["spec"]["holderIdentity"] == winner.node
     assert loser.told == []
+
+
+async def test_a_subnet_created_by_another_node_after_the_list_is_left_to_it(bed: Bed) -> None:
+    await bed.add_node("n1")
+
+    async def thief() -> None:
+        await bed.put("10.244.4.0/24", "thief")
+
+    kept = await bed.keeper("n1", "10.244.4.0/24", pools=("10.244.4.0/23",), meddle=thief)
+    assert await kept.ready() == "10.244.5.0/24"
+    assert (await bed.lease("10.244.4.0/24"))["spec"]["holderIdentity"] == bed.name("thief")
+    assert kept.told == [("10.244.5.0/24",)]
+
+
+async def test_an_expired_lease_renewed_after_the_list_is_left_to_its_holder(bed: Bed) -> None:
+    await bed.add_node("n1")
+    await bed.put("10.244.5.0/24", "slow", renewed_s=1.0)
+
+    async def renew() -> None:
+        await bed.patch("10.244.5.0/24", {"spec": {"renewTime": leases.micro_time(time.time())}})
+
+    kept = await bed.keeper(pools=("10.244.5.0/24",), meddle=renew)
+    await until(lambda: "no free subnet" in kept.keeper.problem, "it has been tried")
+    assert (await bed.lease("10.244.5.0/24"))["spec"]["holderIdentity"] == bed.name("slow")
+    assert kept.told == []
 
 
 async def test_renewal(bed: Bed) -> None:

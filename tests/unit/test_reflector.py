@@ -243,12 +243,12 @@ async def test_410_is_delivered_as_the_difference(server: ScriptedServer, tmp_pa
 
 async def test_an_expired_continue_token_lists_again_without_pages(server: ScriptedServer, tmp_path: Path) -> None:
     server.lists = [
-        page("5", pod("a", "1"), token="old"),
+        page("5", pod("a", "1"), pod("deleted-meanwhile", "2"), token="old"),
         failure(410, "Expired"),
         page("9", pod("a", "1"), pod("b", "8")),
     ]
-    async with reflecting(server, tmp_path, page_size=1) as observed:
-        await observed.until("+a", "+b", "listed")
+    async with reflecting(server, tmp_path, page_size=2) as observed:
+        await observed.until("+a", "+deleted-meanwhile", "+b", "-deleted-meanwhile", "listed")
     assert "limit" not in server.list_queries[2]
     assert "continue" not in server.list_queries[2]
 
