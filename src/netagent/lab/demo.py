@@ -1,4 +1,4 @@
-"""`netagent lab demo`: a cluster of three nodes, a policy, and what it does to packets, measured; then nothing is left."""
+"""`netagent lab demo`: a cluster of three nodes, a policy and what it does to packets, measured; then nothing is left."""
 
 import asyncio
 import ipaddress
@@ -113,8 +113,8 @@ async def apply(lab: Lab, allowed_apps: Sequence[str]) -> float:
 async def show_cluster(lab: Lab, checks: Checks) -> None:
     """Pods, their addresses and the leases."""
     begin = time.monotonic()
-    await lab.kubectl("create", "namespace", NAMESPACE)
-    manifests = [pod(name, app, node) for name, (app, node) in PODS.items()]
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    manifests = [namespace, *(pod(name, app, node) for name, (app, node) in PODS.items())]
     everything = orjson.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}).decode()
     await lab.kubectl("apply", "-f", "-", stdin=everything)
     found = await lab.pods_ready()
@@ -158,6 +158,7 @@ async def show_latency(lab: Lab, checks: Checks) -> None:
     flow = await lab.flow(f"{NAMESPACE}/web-0", f"{NAMESPACE}/db-0", 80, "UDP")
     delays_ms: list[float] = []
     try:
+        await flow.silent_for(QUIET_S)
         for number in range(CHANGES):
             opens = number % 2 == 0
             began_s = time.monotonic()
