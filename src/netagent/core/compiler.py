@@ -61,6 +61,7 @@ class Placement(Struct, frozen=True, gc=False):
     """What the ruleset holds for one sandbox."""
 
     ips: tuple[str, ...]
+    """Those that no other sandbox has a better claim to."""
     host_ifname: str
     classes: tuple[ClassKey | None, ClassKey | None]
     """Ingress and egress; None: not isolated. Without meaning where the pod is unknown."""
@@ -174,6 +175,8 @@ class Compiler:
         if old is not None:
             index.discard(old.policy.selects, key)
         source = self.store.policies.get(key)
+        if source is None and not index:
+            del self._policy_index[key.namespace]
         if source is not None:
             policy = compile_policy(source)
             self._revisions += 1
@@ -261,13 +264,20 @@ class Compiler:
     # Sandboxes
 
     def _sandboxes(self, pods: Iterable[Key]) -> dict[str, Sandbox | None]:
-        """Sandboxes to place again, and those to take out, of some pods."""
+        """Sandboxes to place again, and those to take out, of some pods; with them, those that share an address."""
         wanted: dict[str, Sandbox | None] = {}
+        ips: set[str] = set()
         for key in pods:
             for sandbox in self.store.sandboxes_of(key):
                 wanted[sandbox.endpoint.container_id] = sandbox
+                ips.update(sandbox.endpoint.ips)
         for container in self.placements.keys() - self.store.sandboxes.keys():
             wanted[container] = None
+        for container in wanted.keys() & self.placements.keys():
+            ips.update(self.placements[container].ips)
+        for ip in ips:
+            for container in self.store.sandboxes_at(ip):
+                wanted[container] = self.store.sandboxes[container]
         return wanted
 
     def _place(self, sandboxes: Mapping[str, Sandbox | None]) -> None:
@@ -301,7 +311,9 @@ class Compiler:
             self._class_of(sandbox, Direction.INGRESS) if policy else None,
             self._class_of(sandbox, Direction.EGRESS) if policy else None,
         )
-        return Placement(sandbox.endpoint.ips, sandbox.endpoint.host_ifname, classes, known)
+        endpoint = sandbox.endpoint
+        held = tuple(ip for ip in endpoint.ips if self.store.holder(ip) == endpoint.container_id)
+        return Placement(held, endpoint.host_ifname, classes, known)
 
     def _elements(self, placement: Placement, *, put: bool) -> None:
         change = self.ruleset.put if put else self.ruleset.discard

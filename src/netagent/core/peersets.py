@@ -189,6 +189,8 @@ class PeerSets:
         if isinstance(peer, PodPeer) and peer.namespace:
             index = self._index_in.setdefault(peer.namespace, SelectorIndex())
         (index.add if add else index.discard)(selector, peer)
+        if isinstance(peer, PodPeer) and peer.namespace and not index:
+            del self._index_in[peer.namespace]
 
     def _pods_for(self, peer: Peer) -> list[Key]:
         store = self._store

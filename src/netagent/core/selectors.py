@@ -120,6 +120,10 @@ class SelectorIndex(Generic[T]):
         self._anchored: dict[tuple[str, str], dict[T, None]] = {}
         self._loose: dict[T, None] = {}
 
+    def __bool__(self) -> bool:
+        """Whether it holds any item."""
+        return bool(self._anchored or self._loose)
+
     def add(self, selector: Selector, item: T) -> None:
         """File an item."""
         for bucket in self._places(selector):

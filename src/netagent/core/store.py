@@ -31,6 +31,7 @@ from netagent.records import (
 )
 
 B = TypeVar("B", bound=Hashable)
+E = TypeVar("E", bound=Hashable)
 
 FINISHED = ("Succeeded", "Failed")
 
@@ -82,6 +83,7 @@ class Store:
         self._by_label: dict[tuple[str, str], dict[Key, None]] = {}
         self._claims: dict[str, dict[Key, None]] = {}
         self._sandboxes_of: dict[Key, dict[str, None]] = {}
+        self._sandboxes_at: dict[str, dict[str, None]] = {}
 
     # Changes
 
@@ -125,12 +127,17 @@ class Store:
 
     def admit(self, endpoint: Endpoint) -> Dirty:
         """CNI wires (or an earlier run wired) a pod on this node."""
-        self.withdraw(endpoint)
-        pod = self.pods.get(endpoint.pod)
+        touched = self.withdraw(endpoint).pods
+        key, container = endpoint.pod, endpoint.container_id
+        pod = self.pods.get(key)
         described = pod if pod is not None and same_pod(endpoint, pod) else None
-        self.sandboxes[endpoint.container_id] = Sandbox(endpoint, described)
-        self._sandboxes_of.setdefault(endpoint.pod, {})[endpoint.container_id] = None
-        return Dirty(pods=self._claim(endpoint.pod, endpoint.ips))
+        before = set(self._claimed_ips(key))
+        self.sandboxes[container] = Sandbox(endpoint, described)
+        self._sandboxes_of.setdefault(key, {})[container] = None
+        for ip in endpoint.ips:
+            self._sandboxes_at.setdefault(ip, {})[container] = None
+        now = set(self._claimed_ips(key))
+        return Dirty(pods=touched | self._release(key, before - now) | self._claim(key, now))
 
     def withdraw(self, endpoint: Endpoint) -> Dirty:
         """The sandbox is gone."""
@@ -138,10 +145,9 @@ class Store:
         if sandbox is None:
             return Dirty()
         key = sandbox.endpoint.pod
-        remaining = self._sandboxes_of[key]
-        del remaining[endpoint.container_id]
-        if not remaining:
-            del self._sandboxes_of[key]
+        _discard(self._sandboxes_of, key, endpoint.container_id)
+        for ip in sandbox.endpoint.ips:
+            _discard(self._sandboxes_at, ip, endpoint.container_id)
         return Dirty(pods={key} | self._reclaim(key, sandbox.endpoint.ips))
 
     # Reading
@@ -183,7 +189,23 @@ class Store:
         """Sandboxes of a pod on this node; more than one while a pod is recreated."""
         return [self.sandboxes[container] for container in self._sandboxes_of.get(key, ())]
 
+    def sandboxes_at(self, ip: str) -> Iterable[str]:
+        """Container IDs of the sandboxes on this node that were given an address."""
+        return self._sandboxes_at.get(ip, {}).keys()
+
+    def holder(self, ip: str) -> str | None:
+        """Container ID of the sandbox whose traffic an address is; several have it while an old object lingers."""
+        return max(self._sandboxes_at.get(ip, ()), key=lambda container: self._hold(container, ip), default=None)
+
     # Inner workings
+
+    def _hold(self, container: str, ip: str) -> tuple[bool, bool, str, str, str]:
+        """The owner's sandbox, else one that nothing is known of (it is closed), else the youngest pod's."""
+        sandbox = self.sandboxes[container]
+        key, pod = sandbox.endpoint.pod, sandbox.pod
+        now = self.pods.get(key)
+        current = self.owner(ip) == key and (now is None or same_pod(sandbox.endpoint, now))
+        return current, pod is None, pod.created if pod else "", pod.uid if pod else "", container
 
     def _put_pod(self, key: Key, pod: Pod | None) -> set[Key]:
         old = self.pods.get(key)
@@ -260,9 +282,9 @@ def _put(table: dict[Any, Any], key: Key | str, record: Record | None) -> None:
         table[key] = record
 
 
-def _discard(table: dict[B, dict[Key, None]], bucket: B, key: Key) -> None:
+def _discard(table: dict[B, dict[E, None]], bucket: B, entry: E) -> None:
     entries = table.get(bucket)
     if entries is not None:
-        entries.pop(key, None)
+        entries.pop(entry, None)
         if not entries:
             del table[bucket]
