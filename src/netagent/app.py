@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from netagent import __version__
+from netagent.agent import questions
 from netagent.agent.cni import CniServer
 from netagent.agent.http import HttpServer
 from netagent.agent.lease import LeaseKeeper
@@ -107,6 +108,7 @@ class Agent:
             observe=self._observe_cni,
         )
         self._debug = web.Application()
+        questions.add_routes(self._debug, self.dataplane, self._nft, node_name=self.node_name, overlay=self._network_on)
         self.http = HttpServer(
             config.http,
             parts=self._parts(),

@@ -5,3 +5,6 @@ import argparse
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add every command of this package to the command line."""
+    from netagent.commands import questions  # noqa: PLC0415 - keeps `import netagent.commands` cheap
+
+    questions.add_commands(subparsers)

@@ -94,7 +94,9 @@ class Cluster(Struct, frozen=True, gc=False, kw_only=True):
 
 def cluster_of(store: Store, policies: Iterable[Policy], node_name: str, *, overlay: bool) -> Cluster:
     """A Cluster that reads the store as it is at each question. `overlay`: whether nodes use the VXLAN overlay."""
-    node_at = {ip: node.key.name for node in store.nodes.values() for ip in node.addresses}
+    # Without a watch on nodes (another agent's pod network) host-network pods still tell nodes' addresses.
+    node_at = {ip: pod.node for pod in store.pods.values() if pod.host_network and pod.node for ip in pod.ips}
+    node_at |= {ip: node.key.name for node in store.nodes.values() for ip in node.addresses}
     counts_as = {}
     for lease in store.leases.values():
         if lease.holder and lease.public_ip:

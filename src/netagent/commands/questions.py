@@ -1,0 +1,155 @@
+"""`netagent explain` and `netagent simulate`: ask the agent of this node over its debug HTTP."""
+
+import argparse
+import http.client
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+import orjson
+
+from netagent.config import HttpConfig
+from netagent.core.explain import Explanation, text
+from netagent.core.parties import ASKABLE
+from netagent.ports import NetagentError
+
+TIMEOUT_S = 120.0
+"""A simulation of a large cluster takes some seconds; one at a time runs."""
+DENIED_STATUS = 2
+"""Exit status of `explain --exit-code` for a connection that is not allowed on every IP version."""
+STDIN = "-"
+ADDRESS = f"http://{HttpConfig().debug_address}:{HttpConfig().debug_port}"
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class AskError(NetagentError):
+    """The agent gave no answer."""
+
+
+def add_commands(subparsers: Subparsers) -> None:
+    """Add explain and simulate to the command line."""
+    _add_explain(subparsers)
+    _add_simulate(subparsers)
+
+
+def _add_explain(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "explain",
+        help="why a connection is allowed or denied",
+        description="Ask the agent of this node whether a connection is allowed, by which policies and rules, what "
+        "nearly matched, and whether the kernel's rules say the same. Each agent's kernel enforces the pods of its "
+        "own node: ask on the node of the pod in question.",
+    )
+    parser.add_argument("--from", required=True, dest="source", metavar="NS/POD|IP", help="who connects")
+    parser.add_argument(
+        "--to", required=True, dest="destination", metavar="NS/POD|IP", help="whom; a pod behind a Service, not its IP"
+    )
+    parser.add_argument("--port", default="", metavar="N", help="the destination pod's port; none for ICMP")
+    parser.add_argument("--protocol", default="TCP", metavar="P", help=f"one of {', '.join(ASKABLE)}; TCP by default")
+    parser.add_argument(
+        "--exit-code", action="store_true", help=f"exit status {DENIED_STATUS} where the connection is denied"
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_explain)
+
+
+def _add_simulate(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "simulate",
+        help="what a NetworkPolicy would change, without applying it",
+        description="Show which pairs of pods and ports would change verdict and which open flows of this node would "
+        "be cut if NetworkPolicy documents were applied (or deleted). Nothing is applied.",
+    )
+    parser.add_argument(
+        "-f",
+        "--filename",
+        required=True,
+        action="append",
+        dest="files",
+        metavar="FILE",
+        help="YAML or JSON; - is stdin",
+    )
+    parser.add_argument("--delete", action="store_true", help="simulate deleting the policies that the documents name")
+    _add_common(parser)
+    parser.set_defaults(run=_simulate)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", "-o", choices=("text", "json"), default="text")
+    parser.add_argument("--address", default=ADDRESS, metavar="URL", help=f"of the agent's debug HTTP; {ADDRESS}")
+
+
+def _explain(options: argparse.Namespace) -> int:
+    question = {
+        "from": options.source,
+        "to": options.destination,
+        "port": options.port,
+        "protocol": options.protocol,
+    }
+    answer = _ask(options.address, "GET", f"/debug/explain?{urlencode(question)}")
+    try:
+        explanation = msgspec.json.decode(answer, type=Explanation)
+    except msgspec.MsgspecError as error:
+        raise AskError(f"{options.address} answered what this command cannot read ({error}). Same version?") from None
+    sys.stdout.write(answer.decode() if options.output == "json" else text(explanation))
+    return DENIED_STATUS if options.exit_code and explanation.verdict != "allow" else 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    query = {"format": options.output} | ({"delete": "true"} if options.delete else {})
+    answer = _ask(options.address, "POST", f"/debug/simulate?{urlencode(query)}", _documents(options.files))
+    sys.stdout.write(answer.decode())
+    return 0
+
+
+def _documents(files: Sequence[str]) -> bytes:
+    parts = []
+    for file in files:
+        try:
+            parts.append(sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes())
+        except OSError as error:
+            raise AskError(f"{file}: {error.strerror}. Nothing was asked; give a readable file.") from None
+    return b"\n---\n".join(parts)
+
+
+def _ask(address: str, method: str, path: str, body: bytes | None = None) -> bytes:
+    """The body of a 200. Raises AskError."""
+    connection = _connection(address)
+    try:
+        connection.request(method, path, body=body, headers={"Accept": "application/json"})
+        response = connection.getresponse()
+        answer = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise AskError(
+            f"no answer from the agent at {address}: {reason}. Is it running on this node? "
+            "Give the address of its http.debug_port with --address."
+        ) from None
+    finally:
+        connection.close()
+    if response.status != http.client.OK:
+        raise AskError(_refusal(response.status, answer, address))
+    return answer
+
+
+def _connection(address: str) -> http.client.HTTPConnection:
+    try:
+        parts = urlsplit(address)
+        if parts.scheme == "http" and parts.hostname:
+            return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=TIMEOUT_S)
+    except ValueError:
+        pass
+    raise AskError(f"--address = {address!r}. Accepted: http://HOST:PORT, e.g. {ADDRESS}.")
+
+
+def _refusal(status: int, answer: bytes, address: str) -> str:
+    try:
+        refusal = orjson.loads(answer)
+        problems = refusal.get("problems") or [refusal["error"]]
+    except (orjson.JSONDecodeError, KeyError, AttributeError):
+        return f"{address} answered {status}, which is not an agent's answer. Is --address its debug HTTP?"
+    return "; ".join(str(problem) for problem in problems)
