@@ -17,11 +17,12 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import aiohttp
 import msgspec
 import orjson
 
@@ -399,9 +400,15 @@ class Lab:
         await self._until_none(missing, "pods are not settled", timeout_s)
         return await self.pods()
 
-    async def _until_none(self, missing: Any, what: str, timeout_s: float) -> None:
+    async def _until_none(self, missing: Callable[[], Awaitable[str]], what: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while names := await missing():
+        while True:
+            try:
+                names = await missing()
+            except aiohttp.ClientError as error:
+                names = f"not known, {error}"
+            if not names:
+                return
             for process in self._essential:
                 if not process.running:
                     raise LabError(f"the lab's {process.name} has exited. {self.log_tail(process.name)}")
