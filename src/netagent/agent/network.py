@@ -121,6 +121,8 @@ class PodNetwork:
         self._last_error = ""
         self._read_backs = 0
         self._repairs = 0
+        self.rounds = 0
+        """Times that a change was taken to the kernel, with success or not."""
 
     def update(
         self, own: tuple[SubnetLease, ...], peers: tuple[SubnetLease, ...], node_addresses: tuple[str, ...]
@@ -164,6 +166,7 @@ class PodNetwork:
                     await self._round(kernel)
                 except NetagentError as error:
                     self._fail(str(error))
+                self.rounds += 1
                 await asyncio.sleep(min(WINDOW_CAP_S, 2 * (_now() - started)))
 
     async def _wait(self) -> None:

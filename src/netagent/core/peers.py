@@ -120,6 +120,7 @@ class PeerTable:
         """Make these subnets' entries again. Subnets that share an entry share a claim, so all of them are here."""
         before: Entries = {}
         after: Entries = {}
+        first: dict[str, str] = {}
         for subnet in affected:
             for key in self._keys_of.pop(subnet, ()):
                 if key in self.entries:
@@ -127,22 +128,26 @@ class PeerTable:
         for subnet in affected:
             self._outclaimed.pop(subnet, None)
             peer = self._peers.get(subnet)
-            if peer and not self._is_outclaimed(peer):
+            if peer and not self._is_outclaimed(peer, first):
                 made = peer_entries(peer.family, self._self.devices[peer.family], subnet, peer.mac, peer.public_ip)
                 after.update(made)
                 self._keys_of[subnet] = tuple(made)
         self.entries.update(after)
         return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
 
-    def _is_outclaimed(self, peer: Peer) -> bool:
+    def _is_outclaimed(self, peer: Peer, first: dict[str, str]) -> bool:
+        """Whether the first claimant says otherwise; `first` keeps who that is, by subject."""
         for subject, answer in peer.claims:
-            for other, theirs in self._claimants[subject].items():
-                if other < peer.subnet and theirs != answer:
-                    self._outclaimed[peer.subnet] = (
-                        f"{peer.subnet} says {answer} of {subject}, but {other} says {theirs}. {peer.subnet} gets no "
-                        f"route; one of the two leases is wrong: see who holds them, and delete it."
-                    )
-                    return True
+            claimants = self._claimants[subject]
+            if subject not in first:
+                first[subject] = min(claimants)
+            winner = first[subject]
+            if claimants[winner] != answer:
+                self._outclaimed[peer.subnet] = (
+                    f"{peer.subnet} says {answer} of {subject}, but {winner} says {claimants[winner]}. {peer.subnet} "
+                    f"gets no route; one of the two leases is wrong: see who holds them, and delete it."
+                )
+                return True
         return False
 
     def _read(self, lease: SubnetLease) -> tuple[Peer | None, str]:
