@@ -113,8 +113,9 @@ def cluster_of(store: Store, policies: Iterable[Policy], node_name: str, *, over
         owned_ips=store.owned_ips,
         wired={
             ip: Wired(sandbox.endpoint.pod, sandbox.pod)
-            for sandbox in store.sandboxes.values()
+            for container, sandbox in store.sandboxes.items()
             for ip in sandbox.endpoint.ips
+            if store.holder(ip) == container
         },
         policies=by_namespace(policies),
         node_name=node_name,
