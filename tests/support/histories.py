@@ -7,7 +7,7 @@ from msgspec import Struct, field
 
 from netagent.core.compiler import Compiler
 from netagent.core.frame import FrameSettings
-from netagent.core.store import Dirty, Store
+from netagent.core.store import Dirty, Store, same_pod
 from netagent.records import (
     Change,
     ContainerPort,
@@ -30,7 +30,7 @@ NAMES = tuple(Key(namespace, name) for namespace in ("x", "y") for name in ("a",
 
 
 class State(Struct):
-    """Objects and sandboxes of one moment."""
+    """Objects and sandboxes of one moment. What is known of a sandbox's pod is in it too, so that it decides all."""
 
     records: dict[tuple[Kind, Key], Record] = field(default_factory=dict)
     sandboxes: dict[str, Endpoint] = field(default_factory=dict)
@@ -170,6 +170,16 @@ def states(draw: st.DrawFn) -> State:
     return state
 
 
+def decided(state: State) -> State:
+    """Without sandboxes of pods that the state does not describe: what is known of those depends on the past."""
+    described = {
+        container: one
+        for container, one in state.sandboxes.items()
+        if same_pod(one, state.records[Kind.POD, one.pod])  # type: ignore[arg-type]
+    }
+    return State(state.records, described)
+
+
 def steps(before: State, after: State) -> list[Step]:
     """What happened between two moments, in no particular order."""
     made: list[Step] = []
@@ -204,16 +214,12 @@ def new_compiler() -> Compiler:
 
 def replay(compiler: Compiler, some: Iterable[Step], *, at_once: bool = False) -> None:
     """Take steps one by one, or all of them before the compiler hears of any."""
-    together = Dirty(pods=set(), namespaces=set(), policies=set())
+    together = Dirty()
     for step in some:
         dirty = take(compiler.store, step)
         if not at_once:
             compiler.update(dirty)
             continue
-        together.pods |= dirty.pods
-        together.namespaces |= dirty.namespaces
-        together.policies |= dirty.policies
-        together.nodes |= dirty.nodes
-        together.leases |= dirty.leases
+        together.add(dirty)
     if at_once:
         compiler.update(together)
