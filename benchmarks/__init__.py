@@ -1,0 +1,1 @@
+"""The benchmark harness: one file a benchmark, one entry, `python -m benchmarks`."""

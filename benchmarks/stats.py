@@ -1,0 +1,28 @@
+"""Summaries of samples."""
+
+import math
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """Of one series, in its unit."""
+
+    samples: int
+    median: float
+    p95: float
+    p99: float
+    max: float
+
+
+def summarise(samples: Sequence[float]) -> Summary:
+    """Nearest-rank percentiles. Raises ValueError without samples."""
+    if not samples:
+        raise ValueError("no samples")
+    ordered = sorted(samples)
+
+    def rank(share: float) -> float:
+        return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+    return Summary(samples=len(ordered), median=rank(0.5), p95=rank(0.95), p99=rank(0.99), max=ordered[-1])
