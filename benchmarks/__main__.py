@@ -1,0 +1,79 @@
+"""Run benchmarks and write their figures down.
+
+python -m benchmarks [NAME ...] [--quick] [--json FILE]
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+NAMES = ("apply", "cni", "routes")
+"""Modules of this package, each runnable alone with --quick and --json."""
+
+
+def main() -> int:
+    """Run what is asked for, one after the other; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="fewer samples")
+    parser.add_argument("--json", metavar="FILE", help="write all figures")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(NAMES)
+    if unknown:
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    results: dict[str, Any] = {"machine": machine(), "benchmarks": {}}
+    failed = []
+    for name in options.names:
+        print(f"\n== {name}", flush=True)
+        begin_s = time.monotonic()
+        figures = run(name, quick=options.quick)
+        if figures is None:
+            failed.append(name)
+        else:
+            results["benchmarks"][name] = figures | {"took_s": round(time.monotonic() - begin_s, 1)}
+    if options.json:
+        Path(options.json).write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run(name: str, *, quick: bool) -> dict[str, Any] | None:
+    """One benchmark in a process of its own; None where it failed."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--json", file.name, *(["--quick"] if quick else [])]
+        if subprocess.run(command, check=False).returncode != 0:
+            return None
+        figures: dict[str, Any] = orjson.loads(Path(file.name).read_bytes())
+        return figures
+
+
+def machine() -> dict[str, Any]:
+    """Where and of what the figures are."""
+    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    memory = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "0")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "cpu": model,
+        "cores": sum(line.startswith("processor") for line in _lines("/proc/cpuinfo")),
+        "memory_gb": round(int(memory) / 1e6, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+        "load": _lines("/proc/loadavg")[0].split()[0],
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
