@@ -9,6 +9,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterable, Sequence
+from ipaddress import IPv6Address
 from types import TracebackType
 from typing import Self
 
@@ -154,7 +155,7 @@ class Bed:
             await self.put(words.namespace(words.key(name).namespace))
         number = next(self._numbers)
         net = 1 if remote else 0
-        addresses = ips or (f"10.244.{net}.{number}", f"fd00:10:244:{net}::{number:x}")
+        addresses = ips or (f"10.244.{net}.{number}", str(IPv6Address(f"fd00:10:244:{net}::{number:x}")))
         place = new_place(name, addresses, "rem" if remote else "nap")
         record = words.pod(name, *addresses, labels=labels, ports=ports, node="node-1" if remote else "node-0")
         self.cluster.pods[record.key] = record

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,6 +205,10 @@ class Node:
         if self.error:
             raise self.error
 
+    def call(self, work: Callable[[], Coroutine[None, None, T]]) -> T:
+        """Run a coroutine in this node's namespace."""
+        return in_netns(self.netns, lambda: asyncio.run(work()))
+
     def update(self, peers: tuple[SubnetLease, ...], addresses: tuple[str, ...] | None = None) -> None:
         assert self.network
         assert self._loop
@@ -231,6 +235,28 @@ class Node:
                 except OSError:
                     continue
         return False
+
+    def exchanges(self, server: "Node", address: str, size_bytes: int) -> bool:
+        """Whether so many bytes go over TCP to a pod of `server` and come back whole."""
+        kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+        payload = os.urandom(size_bytes)
+        with (
+            in_netns(server.pod, lambda: socket.create_server((address, 0), family=kind)) as listener,
+            in_netns(self.pod, lambda: socket.socket(kind)) as client,
+        ):
+            client.settimeout(DEADLINE_S)
+            listener.settimeout(DEADLINE_S)
+            client.connect(listener.getsockname()[:2])
+            with listener.accept()[0] as served:
+                mirror = threading.Thread(target=_mirror, args=(served,))
+                mirror.start()
+                sender = threading.Thread(target=client.sendall, args=(payload,))
+                sender.start()
+                back = _receive(client, size_bytes)
+                sender.join()
+                client.shutdown(socket.SHUT_WR)
+                mirror.join()
+        return back == payload
 
     @property
     def status(self) -> PodNetStatus:
@@ -264,6 +290,18 @@ class Node:
         parts += [self.ip(f"address show dev {d} scope global", check=False) for d in ("netagent.1", "netagent6.1")]
         # The kernel's order is that of its hash tables.
         return "\n".join(sorted(re.sub(r"^\d+: ", "", line.strip()) for part in parts for line in part.splitlines()))
+
+
+def _mirror(sock: socket.socket) -> None:
+    while chunk := sock.recv(1 << 16):
+        sock.sendall(chunk)
+
+
+def _receive(sock: socket.socket, size_bytes: int) -> bytes:
+    found = bytearray()
+    while len(found) < size_bytes and (chunk := sock.recv(1 << 16)):
+        found += chunk
+    return bytes(found)
 
 
 @dataclass
