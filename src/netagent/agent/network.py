@@ -19,7 +19,9 @@ from netagent.core.peers import PeerTable, Self
 from netagent.core.podnet import (
     AddressKey,
     Entries,
+    FdbKey,
     LinkKey,
+    NeighbourKey,
     RouteKey,
     Step,
     SysctlKey,
@@ -32,6 +34,7 @@ from netagent.core.podnet import (
 )
 from netagent.kernel.entries import AddressNotice, AnyNotice, InterfaceNotice, Notice
 from netagent.kernel.podnet import Failure, PodNetKernel
+from netagent.kernel.rtnetlink import RtnetlinkError
 from netagent.ports import NetagentError, PodNetState
 from netagent.records import SubnetLease
 
@@ -48,7 +51,8 @@ RETRY_FIRST_S, RETRY_CAP_S = 0.2, 30.0
 WINDOW_CAP_S = 0.1
 """Under churn changes wait for company this long at most."""
 READY_FAILURES = 3
-"""After so many failures in a row the pod network is not ready any more."""
+"""After so many failures in a row, of what is not one peer's, the pod network is not ready any more."""
+OF_PEERS = NeighbourKey | FdbKey | RouteKey
 
 OnVtep = Callable[[str, str, str], None]
 
@@ -118,6 +122,7 @@ class PodNetwork:
         self._told: dict[str, tuple[str, str, str]] = {}
         self._state: PodNetState | None = None
         self._failures = 0
+        self._broken = False
         self._last_error = ""
         self._read_backs = 0
         self._repairs = 0
@@ -142,7 +147,7 @@ class PodNetwork:
         plan = self._plan
         peer_problems = self._table.problems.values() if self._table else ()
         return PodNetStatus(
-            ready=self._state is not None and self._failures < READY_FAILURES,
+            ready=self._state is not None and not (self._broken and self._failures >= READY_FAILURES),
             problem=self._last_error or next(iter(plan.problems), ""),
             problems=(*plan.problems, *peer_problems),
             peers=self._table.count if self._table else 0,
@@ -164,6 +169,9 @@ class PodNetwork:
                 started = _now()
                 try:
                     await self._round(kernel)
+                except RtnetlinkError as error:
+                    self._broken = True
+                    self._fail(str(error))
                 except NetagentError as error:
                     self._fail(str(error))
                 self.rounds += 1
@@ -193,11 +201,13 @@ class PodNetwork:
             )
         if _now() >= self._audit_s and not self._doubt:
             self._suspect("audit", _now())
-        if self._doubt and _now() >= self._due_s:
-            await self._resync(kernel, wanted)
-        elif self._followed is not None and wanted.peers is not self._followed.peers:
-            await self._follow(kernel, wanted)
-        self._publish(wanted)
+        try:
+            if self._doubt and _now() >= self._due_s:
+                await self._resync(kernel, wanted)
+            elif self._followed is not None and wanted.peers is not self._followed.peers:
+                await self._follow(kernel, wanted)
+        finally:
+            self._publish(wanted)  # one peer's refused route keeps nobody from learning that the rest works
 
     def _suspect(self, why: str, due_s: float) -> None:
         """Read everything back, not before due_s; what is already due stays due."""
@@ -224,7 +234,9 @@ class PodNetwork:
                 self._expected.pop(step.key, None)
             else:
                 self._expected[step.key] = step.value
-        self._check(await kernel.apply(steps))
+        self._forget(failures := await kernel.apply(steps))
+        if failures:
+            raise NetagentError(_refused(failures))
 
     async def _resync(self, kernel: PodNetKernel, wanted: _Wanted) -> None:
         """Read back, compare everything, change what differs."""
@@ -250,11 +262,12 @@ class PodNetwork:
         self._note_repairs(why, steps)
         self._expected = {**desired, **left}
         self._followed, self._doubt = wanted, ""
-        failures = await self._apply(kernel, steps)
-        await self._join(kernel, wanted, failures)
-        self._check(failures)
-        if not failures:
-            self._failures, self._last_error = 0, ""
+        self._forget(failures := await self._apply(kernel, steps))
+        unlike = await self._join(kernel, wanted, failures)
+        self._broken = bool(unlike) or any(not isinstance(failure.step.key, OF_PEERS) for failure in failures)
+        if failures or unlike:
+            raise NetagentError(_refused(failures) if failures else unlike)
+        self._failures, self._last_error = 0, ""
 
     async def _apply(self, kernel: PodNetKernel, steps: Iterable[Step]) -> list[Failure]:
         on_links = [step for step in steps if isinstance(step.key, LinkKey)]
@@ -263,16 +276,10 @@ class PodNetwork:
             kernel.discard_notices()  # devices are read once more when all is done
         return failures + await kernel.apply([step for step in steps if not isinstance(step.key, LinkKey)])
 
-    def _check(self, failures: list[Failure]) -> None:
-        """Raises NetagentError where anything was refused; the rest is in place and expected."""
+    def _forget(self, failures: list[Failure]) -> None:
+        """What was refused is not there."""
         for failure in failures:
             self._expected.pop(failure.step.key, None)
-        if failures:
-            first = failures[0]
-            raise NetagentError(
-                f"the kernel refused {len(failures)} changes, the first: {first.step.verb.name.lower()} "
-                f"{_describe(first.step.key)}: {first.reason}. {_advice(first)}"
-            )
 
     def _sysctl_keys(self) -> list[SysctlKey]:
         return [key for family, device in self._devices.items() for key in sysctls(family, device)]
@@ -304,16 +311,18 @@ class PodNetwork:
 
     # What others are told
 
-    async def _join(self, kernel: PodNetKernel, wanted: _Wanted, failures: list[Failure]) -> None:
-        """Which families work, by the devices as they are now."""
+    async def _join(self, kernel: PodNetKernel, wanted: _Wanted, failures: list[Failure]) -> str:
+        """Which families work, by the devices as they are now. Returns what is not as it was made."""
         broken = {failure.step.key.family for failure in failures if isinstance(failure.step.key, LinkKey | AddressKey)}
+        unlike = ""
         for family, vtep in self._plan.vteps.items():
             have = await kernel.read_device(vtep.device)
+            if have and have.up and have.mac == vtep.link.mac and family not in broken:
+                self._joined[family] = tuple(_of_family(wanted.own, family))
             if have != vtep.link:
                 self._expected.pop(LinkKey(family, vtep.device), None)
-                self._suspect(f"{vtep.device} is not as it was made", _now() + READ_BACK_SPACING_S)
-            elif family not in broken:
-                self._joined[family] = tuple(_of_family(wanted.own, family))
+                unlike = f"{vtep.device} was made as {vtep.link} but is {have}: somebody else sets it, stop that."
+        return unlike
 
     def _publish(self, wanted: _Wanted) -> None:
         for lease in wanted.own:
@@ -404,6 +413,14 @@ def _name(notice: AnyNotice) -> str:
     if isinstance(notice, AddressNotice):
         return f"address {notice.address}"
     return f"interface {notice.name}"
+
+
+def _refused(failures: list[Failure]) -> str:
+    step, reason = failures[0].step, failures[0].reason
+    return (
+        f"the kernel refused {len(failures)} changes, the first: {step.verb.name.lower()} {_describe(step.key)}: "
+        f"{reason}. {_advice(failures[0])}"
+    )
 
 
 def _advice(failure: Failure) -> str:

@@ -196,12 +196,16 @@ class Rtnetlink:
         while True:
             for message in await self._receive(first):
                 interrupted |= bool(message.flags & NLM_F_DUMP_INTR)
-                if message.kind == NLMSG_DONE:
-                    return answer, interrupted
-                if message.kind == NLMSG_ERROR:
-                    refusal = _refusal(message)
-                    raise RtnetlinkError(f"rtnetlink refused dump {kind}: {refusal.reason}.", refusal.errno)
-                answer.append(message)
+                if message.kind not in (NLMSG_DONE, NLMSG_ERROR):
+                    answer.append(message)
+                    continue
+                refusal = _refusal(message)  # both begin with an error number
+                if refusal.errno:
+                    raise RtnetlinkError(
+                        f"rtnetlink refused dump {kind}: {refusal.reason}. Nothing was changed; netagent tries again.",
+                        refusal.errno,
+                    )
+                return answer, interrupted
 
     async def get(self, kind: int, body: bytes) -> Message | Refusal:
         """One object, or why there is none. Raises RtnetlinkError."""
@@ -310,7 +314,12 @@ def _refusal(message: Message) -> Refusal:
         return Refusal(0, "")
     reason = os.strerror(number)
     if message.flags & NLM_F_ACK_TLVS:
-        said = attributes(message.body, 20).get(NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace")
+        said = (
+            attributes(message.body, 4 if message.kind == NLMSG_DONE else 20)
+            .get(NLMSGERR_ATTR_MSG, b"")
+            .rstrip(b"\0")
+            .decode(errors="replace")
+        )
         reason = f"{said} ({reason})" if said else reason
     return Refusal(number, reason)
 

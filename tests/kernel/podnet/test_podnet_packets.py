@@ -96,3 +96,10 @@ def test_agent_that_stops_leaves_the_network_in_place(cluster: Cluster) -> None:
         node.stop()
     assert [node.ours() for node in cluster.nodes] == before
     assert cluster.nodes[0].reaches(cluster.nodes[1].pod_ips()[0])
+
+
+@pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
+def test_tcp_carries_bulk_both_ways(cluster: Cluster, family: int) -> None:
+    """Segments of full size: a wrong MTU or a broken checksum shows here."""
+    one, two, _ = cluster.nodes
+    assert one.exchanges(two, two.pod_ips()[family], 1 << 20)

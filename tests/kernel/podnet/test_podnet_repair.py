@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from netagent.agent.network import remove_pod_network
 from support.podnetbed import Cluster, Until
 
 pytestmark = pytest.mark.kernel
@@ -239,3 +240,55 @@ def test_foreign_route_in_the_way_is_reported_not_overwritten(pair: Cluster, unt
     one.ip("route delete 10.244.2.0/24 via 192.168.77.200")
     until(lambda: one.reaches(two.pod_ips()[0]))
     until(lambda: one.status.problem == "")
+
+
+def test_foreign_route_in_the_way_does_not_keep_the_node_from_joining(cluster: Cluster, until: Until) -> None:
+    one, two, three = cluster.nodes
+    one.stop()
+    one.ip("link delete netagent.1")
+    one.ip("route add 10.244.2.0/24 via 192.168.77.200")
+    one.start()
+    cluster.sync()
+    until(lambda: one.state is not None)
+    until(lambda: one.status.failures >= 3)
+    assert one.status.ready
+    until.reaches(one, three.pod_ips()[0])
+    assert not one.reaches(two.pod_ips()[0])
+
+
+def test_foreign_vxlan_device_with_our_vni_is_named(pair: Cluster, until: Until) -> None:
+    one, two = pair.nodes
+    one.ip("link add flannel.1 type vxlan id 1 local 192.168.77.1 dev eth0 dstport 8472")
+    for node in pair.nodes:
+        node.start()
+        node.update(())
+    until(lambda: "vxlan" in one.status.problem)
+    assert one.state is None
+    assert list(one.told) == ["fd44:0:0:1::/64"]
+    one.ip("link delete flannel.1")
+    until(one.has_told)
+    until(two.has_told)
+    pair.sync()
+    until.reaches(one, two.pod_ips()[0])
+
+
+def test_another_own_subnet_replaces_the_old_one(cluster: Cluster, until: Until) -> None:
+    one, two, _ = cluster.nodes
+    one.leases = (one.lease("10.244.50.0/24"), one.leases[1])
+    cluster.sync()
+    until(lambda: one.state is not None and "10.244.50.0/24" in one.state.subnets)
+    until(lambda: "10.244.50.0/24" in one.told)
+    cluster.sync()
+    until(lambda: "10.244.50.0/24" in two.ours())
+    assert "blackhole 10.244.50.0/24" in one.ours()
+    assert "10.244.1.0/24" not in one.ours()
+    assert "10.244.1.0" not in two.ours()
+
+
+def test_everything_of_ours_can_be_removed(cluster: Cluster) -> None:
+    one = cluster.nodes[0]
+    one.stop()
+    assert one.call(remove_pod_network) == []
+    assert "netagent" not in one.ip("link")
+    assert "blackhole" not in one.ip("route") + one.ip("-6 route")
+    assert one.ip("route show proto 78") == "10.244.1.10 dev nap0 scope link \n"
