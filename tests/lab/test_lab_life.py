@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from netagent.lab import control
-from netagent.lab.cluster import Lab, base_directory
-from netagent.lab.plan import Settings
+from netagent.lab.cluster import Lab
+from netagent.lab.directory import base_directory
+from netagent.lab.plan import Serving, Settings
 from netagent.lab.processes import LabError, clean_environment
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernel]
@@ -94,6 +95,19 @@ async def test_two_labs_at_once_and_one_name_once() -> None:
             await Lab(settings).__aenter__()
         assert "node-0" in await first.kubectl("get", "nodes")
         assert "node-0" in await second.kubectl("get", "nodes")
+
+
+async def test_a_cleared_lab_is_as_new(make_pod: Callable[..., Object]) -> None:
+    async with Lab(Settings(nodes=1)) as lab:
+        for _ in range(2):
+            await lab.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}})
+            await lab.create(make_pod("x", "a", 0), make_pod("default", "b", 0))
+            await lab.add_external("192.0.2.10", [Serving(80, "TCP")])
+            await lab.pods_ready()
+            assert (await lab.probe("x/a", "external:192.0.2.10", 80, timeout_s=5.0)).allowed
+            assert (await lab.probe("external:192.0.2.10", "default/b", 80, timeout_s=5.0)).allowed
+            await lab.clear()
+            assert set(await lab.places()) == {"node:0"}
 
 
 async def test_an_agent_that_is_killed_starts_again() -> None:

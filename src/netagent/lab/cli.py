@@ -133,7 +133,7 @@ def _tell(fd: int, text: str) -> None:
 
 
 def _down(options: argparse.Namespace) -> int:
-    from netagent.lab.cluster import base_directory  # noqa: PLC0415
+    from netagent.lab.directory import base_directory  # noqa: PLC0415
     from netagent.lab.processes import LabError  # noqa: PLC0415
 
     state = _call(options, "GET", "/state")

@@ -10,13 +10,13 @@ loopback may change the lab's objects.
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
 import os
 import shutil
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,86 +29,26 @@ import orjson
 from netagent.disk.state import SubnetMemory
 from netagent.lab import plan, pods
 from netagent.lab.client import ApiFailure, Client, Object
-from netagent.lab.flow import Flow
+from netagent.lab.directory import claim
 from netagent.lab.kubelet import KubeletNode, KubeletSettings
 from netagent.lab.namespaces import Sockets, bound, new_netns, open_netns
-from netagent.lab.places import Place, pod_place
+from netagent.lab.nodes import LabNode
+from netagent.lab.places import Place
 from netagent.lab.plan import NodePlan, Serving, Settings
-from netagent.lab.probe import TIMEOUT_S, Target, Verdict, probe
 from netagent.lab.processes import HolderSpec, LabError, Process, Spawner, clean_environment
 from netagent.lab.serve import Servers
+from netagent.lab.traffic import Traffic
 
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.03
 RESTART_PAUSE_S = 0.5
-PROBES_AT_ONCE = 500
+SYSTEM_NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 LOG_TAIL_BYTES = 2000
 
 _numbers = itertools.count()
 
-Matrix = dict[tuple[str, str], Verdict]
-"""(source, destination) -> what happened."""
 
-
-def base_directory() -> Path:
-    """Where labs live, one directory each."""
-    base = os.environ.get("NETAGENT_LAB_DIR")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or "/run", "netagent-lab")
-
-
-def claim(name: str) -> tuple[Path, int]:
-    """Make the lab's directory and lock it: (path, locked file descriptor). Raises LabError where it is running.
-
-    What a lab that died left there is removed.
-    """
-    directory = base_directory() / name
-    if not name or "/" in name or name.startswith("."):
-        raise LabError(f"{name!r} is no name for a lab. Accepted: one path component, e.g. lab.")
-    base_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
-    while True:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise LabError(
-                f"lab {name!r} is running already. Nothing was started; end it by `netagent lab down --name {name}` "
-                "or choose another --name."
-            ) from None
-        if [entry.name for entry in directory.iterdir()] == ["lock"]:
-            return directory, lock
-        shutil.rmtree(directory)
-        os.close(lock)
-
-
-class LabNode:
-    """One node of a running lab."""
-
-    def __init__(self, node: NodePlan, holder: Process, log: Path) -> None:
-        self.plan = node
-        self.holder = holder
-        self.log = log
-        self.agent: Process | None = None
-        self.wanted = False
-        """Its agent is started again when it exits."""
-        self.keeper: asyncio.Task[None] | None = None
-        self.netns = open_netns(f"/proc/{holder.pid}/ns/net")
-
-    def path(self, inside: str) -> Path:
-        """A file of the node, as we reach it."""
-        return Path(f"/proc/{self.holder.pid}/root{inside}")
-
-    @property
-    def place(self) -> Place:
-        """The node as an endpoint."""
-        net = f"/proc/{self.holder.pid}/ns/net"
-        return Place(name=f"node:{self.plan.index}", net=net, ips=self.plan.ips, node_pid=self.holder.pid, binds=True)
-
-
-class Lab:
+class Lab(Traffic):
     """A running cluster."""
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -301,7 +241,7 @@ class Lab:
         netns = new_netns()
         place = Place(name=f"external:{ip}", net=f"/proc/{os.getpid()}/fd/{netns}", ips=(ip,))
         self.externals[ip] = place
-        await self._ip(self.outside.pid, plan.plug_script(f"ext-{len(self.externals)}", place.net))
+        await self._ip(self.outside.pid, plan.plug_script(self._external_port(ip), place.net))
         process = await asyncio.create_subprocess_exec(
             *("nsenter", f"--net={place.net}", "--", "ip", "-batch", "-"), stdin=asyncio.subprocess.PIPE
         )
@@ -313,6 +253,24 @@ class Lab:
             await self._ip(node.holder.pid, plan.to_external_script(node.plan, ip))
         await self.serve(place, servings)
         return place
+
+    async def remove_externals(self) -> None:
+        """Take all externals away again."""
+        for ip, place in list(self.externals.items()):
+            if place.name in self._served:
+                self._served.pop(place.name).close()
+            for node in self.nodes:
+                script = plan.to_external_script(node.plan, ip)
+                await self._ip(node.holder.pid, [line.replace("replace", "del", 1) for line in script])
+            # The end in the external goes with its namespace, but only a while after the last descriptor is closed.
+            await self._ip(self.outside.pid, [f"link del {self._external_port(ip)}"])
+            os.close(int(place.net.rpartition("/")[2]))
+            del self.externals[ip]
+
+    @staticmethod
+    def _external_port(ip: str) -> str:
+        """Name of the bridge port of an external, at most 15 characters."""
+        return f"ext{zlib.crc32(ip.encode()):08x}"
 
     async def serve(self, place: Place, servings: Iterable[Serving]) -> None:
         """Listen at a node or an external, instead of what listened there before."""
@@ -364,6 +322,29 @@ class Lab:
         except ApiFailure as failure:
             if failure.status != 404:
                 raise
+
+    async def clear(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Back to an empty cluster: no externals, no servers on nodes, no namespaces or pods but the system's own."""
+        await self.remove_externals()
+        while self._served:
+            self._served.popitem()[1].close()
+
+        def foreign(objects: list[Object]) -> list[str]:
+            names = [obj["metadata"]["name"] for obj in objects]
+            return [name for name in names if name not in SYSTEM_NAMESPACES]
+
+        for name in foreign(await self.client.list("/api/v1/namespaces")):
+            await self.delete("v1", "Namespace", name)
+        policies = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies"
+        for path in (policies, "/api/v1/namespaces/default/pods"):
+            for obj in await self.client.list(path):
+                await self.client.request("DELETE", f"{path}/{obj['metadata']['name']}")
+
+        async def left() -> str:
+            spaces = foreign(await self.client.list("/api/v1/namespaces"))
+            return ", ".join([*spaces, *(pods.full_name(pod) for pod in await self.pods())])
+
+        await self._until_none(left, "objects are still there", timeout_s)
 
     async def pods(self) -> list[Object]:
         """All pods."""
@@ -424,94 +405,6 @@ class Lab:
 
     def _log_tails(self) -> str:
         return "\n".join(self.log_tail(path.stem) for path in sorted((self.directory / "logs").iterdir()))
-
-    # Traffic.
-
-    async def places(self) -> dict[str, Place]:
-        """Every endpoint of this moment by name: nodes, externals, pods that are not finished and have an address."""
-        found = {place.name: place for place in (*(node.place for node in self.nodes), *self.externals.values())}
-        by_name = {node.plan.name: (node.holder.pid, node.place) for node in self.nodes}
-        for pod in await self.pods():
-            place = pod_place(pod, by_name)
-            if place is not None and place.ips and pods.phase(pod) not in pods.FINISHED:
-                found[place.name] = place
-        return found
-
-    async def place(self, name: str) -> Place:
-        """One endpoint: `namespace/pod`, `node:K`, `external:ADDRESS`. Raises LabError."""
-        found = await self.places()
-        if name not in found:
-            raise LabError(f"no endpoint {name!r}. There are: {', '.join(sorted(found))}.")
-        return found[name]
-
-    async def probe(
-        self,
-        source: str,
-        destination: str,
-        port: int,
-        protocol: str = "TCP",
-        *,
-        family: int = 4,
-        timeout_s: float = TIMEOUT_S,
-    ) -> Verdict:
-        """Can `source` reach `destination`? Raises LabError for unknown endpoints."""
-        begin, end = await self.place(source), await self.place(destination)
-        return await self.probe_from(begin, Target(end.ip(family), port, protocol), timeout_s=timeout_s)
-
-    async def probe_from(self, source: Place, target: Target, *, timeout_s: float = TIMEOUT_S) -> Verdict:
-        """Can `source` reach an address?"""
-        netns = source.open()
-        source_ip = source.ip(plan.family_of(target.ip)) if source.binds else ""
-        try:
-            return await probe(self.sockets, netns, target, timeout_s=timeout_s, source_ip=source_ip)
-        finally:
-            os.close(netns)
-
-    async def matrix(
-        self,
-        sources: Sequence[str],
-        destinations: Sequence[str],
-        port: int,
-        protocol: str = "TCP",
-        *,
-        family: int = 4,
-        timeout_s: float = TIMEOUT_S,
-    ) -> Matrix:
-        """Every source to every destination, all at once, without those to themselves. Raises LabError."""
-        found = await self.places()
-        for name in (*sources, *destinations):
-            if name not in found:
-                raise LabError(f"no endpoint {name!r}. There are: {', '.join(sorted(found))}.")
-        cells = [(begin, end) for begin in sources for end in destinations if begin != end]
-        gate = asyncio.Semaphore(PROBES_AT_ONCE)
-
-        async def one(begin: str, end: str) -> Verdict:
-            async with gate:
-                target = Target(found[end].ip(family), port, protocol)
-                return await self.probe_from(found[begin], target, timeout_s=timeout_s)
-
-        verdicts = await asyncio.gather(*(one(*cell) for cell in cells))
-        return dict(zip(cells, verdicts, strict=True))
-
-    async def flow(
-        self,
-        source: str,
-        destination: str,
-        port: int,
-        protocol: str = "TCP",
-        *,
-        family: int = 4,
-        interval_ms: float = 1.0,
-    ) -> Flow:
-        """Start a continuous exchange; the caller stops it. Raises LabError, OSError, TimeoutError."""
-        begin, end = await self.place(source), await self.place(destination)
-        netns = begin.open()
-        try:
-            flow = Flow(self.sockets, netns, Target(end.ip(family), port, protocol), interval_ms=interval_ms)
-            await flow.start()
-        finally:
-            os.close(netns)
-        return flow
 
     def state(self) -> Mapping[str, Any]:
         """What other processes need to find their way in."""

@@ -13,7 +13,8 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from netagent.lab.cluster import Lab, base_directory
+from netagent.lab.cluster import Lab
+from netagent.lab.directory import base_directory
 from netagent.lab.pods import parse_servings
 from netagent.lab.processes import LabError
 
@@ -85,9 +86,9 @@ def _json(content: Any, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(content), status=status, content_type="application/json")
 
 
-async def call(name: str, method: str, path: str, body: Any = None, **query: str) -> Any:
-    """Ask the lab `name`; its decoded answer. Raises LabError, also where it does not run."""
-    door = base_directory() / name / SOCKET
+async def call(lab: str, method: str, path: str, body: Any = None, **query: str) -> Any:
+    """Ask the lab of that name; its decoded answer. Raises LabError, also where it does not run."""
+    door = base_directory() / lab / SOCKET
     timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
     try:
         async with (
@@ -97,7 +98,7 @@ async def call(name: str, method: str, path: str, body: Any = None, **query: str
             answer = orjson.loads(await response.read())
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise LabError(
-            f"lab {name!r} does not answer ({error}). Is it up? `netagent lab up --name {name}`; "
+            f"lab {lab!r} does not answer ({error}). Is it up? `netagent lab up --name {lab}`; "
             f"labs here: {', '.join(labs()) or 'none'}."
         ) from None
     if response.status >= 400:

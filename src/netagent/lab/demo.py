@@ -1,4 +1,4 @@
-"""`netagent lab demo`: a cluster of three nodes, a policy and what it does to packets, measured; then nothing is left."""
+"""`netagent lab demo`: a cluster of three nodes, a policy, what it does to packets, measured; then all is removed."""
 
 import asyncio
 import ipaddress
@@ -13,10 +13,11 @@ import orjson
 
 from netagent.lab import pods
 from netagent.lab.client import Object
-from netagent.lab.cluster import Lab, Matrix
+from netagent.lab.cluster import Lab
 from netagent.lab.flow import Flow
 from netagent.lab.plan import Settings
 from netagent.lab.processes import LabError
+from netagent.lab.traffic import Matrix
 
 NODES = 3
 CHANGES = 10

@@ -1,6 +1,7 @@
 """What a lab looks like, as plain values and text: addresses, `ip` scripts, configuration files."""
 
 import ipaddress
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,8 +88,15 @@ def outside_script(settings: Settings) -> list[str]:
 
 
 def plug_script(port: str, netns: str) -> list[str]:
-    """`ip` commands for the outside: a cable from the bridge into `netns` (a PID or a path), where it is eth0."""
-    return [f"link add {port} type veth peer name eth0 netns {netns}", f"link set {port} master br0 up"]
+    """`ip` commands for the outside: a cable from the bridge into `netns` (a PID or a path), where it is eth0.
+
+    The MAC of eth0 follows from the port's name: who comes back is not taken for somebody else by cached neighbours.
+    """
+    mac = zlib.crc32(port.encode()).to_bytes(4, "big").hex(":")
+    return [
+        f"link add {port} type veth peer name eth0 address 02:1a:{mac} netns {netns}",
+        f"link set {port} master br0 up",
+    ]
 
 
 def node_script(node: NodePlan, externals: Sequence[str]) -> list[str]:
