@@ -1,7 +1,7 @@
 """The API servers that contract tests run against: the lab's own and a real kube-apiserver with etcd.
 
-A test that takes `api` runs once per server. `namespace` is a fresh namespace of that server, `client` an HTTP client and
-`kubectl` the real program, all three bound to it. Both servers live as long as the test session.
+A test that takes `api` runs once per server. `namespace` is a fresh namespace of that server, `client` an HTTP client
+and `kubectl` the real program, all three bound to it. Both servers live as long as the test session.
 """
 
 import asyncio

@@ -1,9 +1,12 @@
-"""The controllers that share the API server's process: garbage collection, namespace deletion, scheduling."""
+"""The controllers that share the API server's process: garbage collection, namespace deletion, custom resources,
+scheduling.
+"""
 
 import asyncio
 import logging
 from typing import Protocol
 
+from netagent.lab.apiserver.crds import CustomResources
 from netagent.lab.apiserver.faults import ApiFault
 from netagent.lab.apiserver.gc import GarbageCollection
 from netagent.lab.apiserver.namespaces import NamespaceDeletion
@@ -28,7 +31,11 @@ class Controllers:
     """Hands every write to every controller, in order, outside the request that made it."""
 
     def __init__(self, registry: Registry, *, schedule: bool) -> None:
-        self._controllers: list[Controller] = [GarbageCollection(registry), NamespaceDeletion(registry)]
+        self._controllers: list[Controller] = [
+            CustomResources(registry),
+            GarbageCollection(registry),
+            NamespaceDeletion(registry),
+        ]
         if schedule:
             self._controllers.append(Scheduling(registry))
         self._events: asyncio.Queue[Event] = asyncio.Queue()

@@ -96,6 +96,21 @@ def _deployment(obj: Object) -> None:
     obj["spec"].setdefault("replicas", 1)
 
 
+def _definition(obj: Object) -> None:
+    """A CustomResourceDefinition is served as soon as it is stored."""
+    spec = obj.setdefault("spec", {})
+    names = spec.setdefault("names", {})
+    kind = str(names.get("kind", ""))
+    names.setdefault("singular", kind.lower())
+    names.setdefault("listKind", f"{kind}List")
+    stored = [version.get("name", "") for version in spec.get("versions") or [] if version.get("storage")]
+    conditions = [
+        {"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found"},
+        {"type": "Established", "status": "True", "reason": "InitialNamesAccepted", "message": "it is served"},
+    ]
+    obj.setdefault("status", {"acceptedNames": names, "conditions": conditions, "storedVersions": stored})
+
+
 def _node(obj: Object) -> None:
     obj.setdefault("spec", {})
     obj.setdefault("status", {})
@@ -111,6 +126,7 @@ BY_TABLE: dict[str, Callable[[Object], None]] = {
     "events": _event,
     "daemonsets.apps": _workload,
     "deployments.apps": _deployment,
+    "customresourcedefinitions.apiextensions.k8s.io": _definition,
 }
 
 

@@ -1,5 +1,6 @@
 """Documents about the server itself: groups, resources, version and OpenAPI."""
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -51,18 +52,19 @@ class Discovery:
         return Document(orjson.dumps(tree)) if tree is not None else None
 
     def _tree(self, parts: list[str], host: str) -> Any:
+        fixed: dict[str, Callable[[], Any]] = {
+            "": lambda: {"paths": self._paths()},
+            "version": lambda: VERSION,
+            "api": lambda: api_versions(host),
+            "apis": lambda: api_group_list(self._catalogue),
+            "api/v1": lambda: api_resource_list(self._catalogue, "", "v1"),
+        }
+        make = fixed.get("/".join(parts))
+        return make() if make is not None else self._group_tree(parts)
+
+    def _group_tree(self, parts: list[str]) -> Any:
         groups = self._catalogue.groups()
         match parts:
-            case [""]:
-                return {"paths": self._paths()}
-            case ["version"]:
-                return VERSION
-            case ["api"]:
-                return api_versions(host)
-            case ["apis"]:
-                return api_group_list(self._catalogue)
-            case ["api", "v1"]:
-                return api_resource_list(self._catalogue, "", "v1")
             case ["apis", group] if group in groups:
                 return {"kind": "APIGroup", "apiVersion": "v1", **api_group(group, groups[group])}
             case ["apis", group, version] if version in groups.get(group, ()):

@@ -2,8 +2,8 @@
 
 import asyncio
 import hmac
+import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,10 +23,11 @@ from netagent.lab.apiserver.faults import (
     unsupported_media,
 )
 from netagent.lab.apiserver.reading import WatchSettings, list_page, parse_query, serve_watch, truth
-from netagent.lab.apiserver.registry import Deletion, Options, Outcome, PatchType, Registry
+from netagent.lab.apiserver.registry import Deletion, Options, Outcome, PatchType, Registry, Target
 from netagent.lab.apiserver.resources import Resource
-from netagent.lab.apiserver.store import Key
 from netagent.lab.apiserver.views import View, view_for
+
+log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 3 * 1024 * 1024
 """Source: apiserver's MaxRequestBodyBytes."""
@@ -37,21 +38,6 @@ PATCH_TYPES: dict[str, PatchType] = {
     "application/apply-patch+yaml": "apply",
 }
 JSON = "application/json"
-
-
-class Target(Struct, frozen=True):
-    """What a path names."""
-
-    resource: Resource
-    namespace: str = ""
-    name: str = ""
-    subresource: str = ""
-    watch: bool = False
-    """The deprecated /watch/ prefix."""
-
-    @property
-    def key(self) -> Key:
-        return (self.namespace, self.name)
 
 
 class Faults(Struct):
@@ -82,6 +68,9 @@ class Frontend:
             return await self._answer(request)
         except ApiFault as fault:
             return _json(fault.status(), fault.code)
+        except Exception as error:
+            log.exception("%s %s failed; nothing was changed by it", request.method, request.path)
+            return _json(ApiFault(500, "InternalError", f"Internal error occurred: {error!r}").status(), 500)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
@@ -96,8 +85,8 @@ class Frontend:
             if request.method not in ("GET", "HEAD"):
                 raise method_not_allowed()
             return web.Response(body=document.body, headers={"Content-Type": document.media})
-        target = self._target(path)
-        return await self._verb(request, target)
+        target, watch_prefix = self._target(path)
+        return await self._verb(request, target, watching=watch_prefix or truth(request.query.get("watch")))
 
     async def _inject(self) -> None:
         faults = self._faults
@@ -126,11 +115,14 @@ class Frontend:
         if not isinstance(tree, dict):
             raise bad_request("a JSON object is expected")
         store = self._registry.store
-        if request.path == "/lab/compact":
-            store.compact(int(tree.get("revision", store.revision)))
-            return _json({"compacted": store.compacted, "revision": store.revision})
-        if request.path == "/lab/faults":
-            return _json(self._set_faults(tree))
+        try:
+            if request.path == "/lab/compact":
+                store.compact(int(tree.get("revision", store.revision)))
+                return _json({"compacted": store.compacted, "revision": store.revision})
+            if request.path == "/lab/faults":
+                return _json(self._set_faults(tree))
+        except (TypeError, ValueError) as error:
+            raise bad_request(f"{request.path}: {error}") from None
         raise no_such_path()
 
     def _set_faults(self, tree: dict[str, Any]) -> dict[str, Any]:
@@ -144,10 +136,9 @@ class Frontend:
         closed = self._registry.store.close_watches() if tree.get("close_watches") else 0
         return {"watches_closed": closed}
 
-    def _target(self, path: str) -> Target:
-        """What a path names. Raises ApiFault 404."""
-        parts = [unquote(part) for part in path.strip("/").split("/")]
-        match parts:
+    def _target(self, path: str) -> tuple[Target, bool]:
+        """What a path names, and whether it has the deprecated /watch/ prefix. Raises ApiFault 404."""
+        match [unquote(part) for part in path.strip("/").split("/")]:
             case ["api", "v1", *rest]:
                 group, version = "", "v1"
             case ["apis", group, version, *rest]:
@@ -165,12 +156,11 @@ class Frontend:
         if resource is None or (namespace and not resource.namespaced):
             raise no_such_path()
         name, subresource = (*rest[1:], "", "")[:2]
-        return Target(resource, namespace, name, subresource, watch)
+        return Target(resource, namespace, name, subresource), watch
 
-    async def _verb(self, request: web.BaseRequest, target: Target) -> web.StreamResponse:
+    async def _verb(self, request: web.BaseRequest, target: Target, *, watching: bool) -> web.StreamResponse:
         resource = target.resource
         self._check_subresource(target, request.method)
-        watching = target.watch or truth(request.query.get("watch"))
         match request.method, bool(target.name):
             case ("GET" | "HEAD", has_name) if watching or not has_name:
                 return await self._read_many(request, target, watching=watching)
@@ -181,7 +171,7 @@ class Frontend:
                 return await self._create(request, target)
             case ("PUT", True):
                 tree = await _body(request)
-                outcome = self._registry.update(resource, target.key, target.subresource, tree, _options(request))
+                outcome = self._registry.update(target, tree, _options(request))
             case ("PATCH", True):
                 outcome = await self._patch(request, target)
             case ("DELETE", True):
@@ -206,10 +196,7 @@ class Frontend:
         return view_for(request.headers.get("Accept", ""), resource, include, time.time())
 
     async def _read_many(self, request: web.BaseRequest, target: Target, *, watching: bool) -> web.StreamResponse:
-        query_text: Mapping[str, str] = request.query
-        if target.watch:
-            query_text = {**query_text, "watch": "true"}
-        query = parse_query(target.resource, target.namespace, target.name, query_text)
+        query = parse_query(target.resource, target.namespace, target.name, request.query, watching=watching)
         view = self._view(request, target.resource)
         if not watching:
             page = list_page(self._registry.store, target.resource.table, query)
@@ -218,7 +205,9 @@ class Frontend:
         response.enable_chunked_encoding()
         await response.prepare(request)
         try:
-            await serve_watch(self._registry.store, target.resource, query, view, response.write, self._watches)
+            await serve_watch(
+                self._registry.store, target.resource, query, view, send=response.write, settings=self._watches
+            )
             await response.write_eof()
         except (ConnectionError, asyncio.CancelledError):
             if not isinstance(request.transport, asyncio.Transport) or request.transport.is_closing():
@@ -255,7 +244,7 @@ class Frontend:
             raise invalid("PatchOptions", "meta.k8s.io", "", [cause])
         patch = await _body(request)
         options = _options(request)
-        return self._registry.patch(target.resource, target.key, target.subresource, kind, patch, options)
+        return self._registry.patch(target, kind, patch, options)
 
     async def _delete(self, request: web.BaseRequest, target: Target) -> web.Response:
         options = await _deletion(request)
@@ -274,7 +263,7 @@ class Frontend:
 
     async def _delete_collection(self, request: web.BaseRequest, target: Target) -> web.Response:
         options = await _deletion(request)
-        query = parse_query(target.resource, target.namespace, "", request.query)
+        query = parse_query(target.resource, target.namespace, "", request.query, watching=False)
         outcomes = self._registry.delete_collection(target.resource, target.namespace, query.matches, options)
         metadata = {"resourceVersion": str(self._registry.store.revision)}
         view = self._view(request, target.resource)
@@ -287,9 +276,6 @@ class Frontend:
             for name in outcome.dropped:
                 response.headers.add("Warning", f'299 - "unknown field \\"{name}\\""')
         return response
-
-
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 def _json(tree: Any, status: int = 200) -> web.Response:

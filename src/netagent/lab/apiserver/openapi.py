@@ -1,8 +1,8 @@
 """OpenAPI documents, made from the shapes: enough for kubectl to validate on the server and to explain.
 
-kubectl looks in the v3 document of a group's version for the PATCH operation of a kind and its `fieldValidation` and `dryRun`
-parameters, and leaves validation to the server when it finds them. Version 2 is asked for in protobuf, by kubectl before
-1.27 and as a fall-back; an empty document there means "nothing known, nothing to check".
+kubectl looks in the v3 document of a group's version for the PATCH operation of a kind and its `fieldValidation` and
+`dryRun` parameters, and leaves validation to the server when it finds them. Version 2 is asked for in protobuf, by
+kubectl before 1.27 and as a fall-back; an empty document there means "nothing known, nothing to check".
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from netagent.lab.apiserver.registry import shape_of
+from netagent.lab.apiserver.drafts import shape_of
 from netagent.lab.apiserver.resources import Catalogue, Resource
 from netagent.lab.apiserver.schema import to_openapi
 

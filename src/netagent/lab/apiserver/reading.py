@@ -33,10 +33,10 @@ CHUNK_EVENTS = 500
 """Events per write to a watch's connection."""
 
 CONTINUE_EXPIRED = (
-    "The provided continue parameter is too old to display a consistent list result. You can start a new list without the "
-    "continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing "
-    "with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the "
-    "time the first chunk was returned and now may show up in the list."
+    "The provided continue parameter is too old to display a consistent list result. You can start a new list "
+    "without the continue parameter, or use the continue token in this response to retrieve the remainder of the "
+    "results. Continuing with the provided token results in an inconsistent list - objects that were created, "
+    "modified, or deleted between the time the first chunk was returned and now may show up in the list."
 )
 
 
@@ -57,7 +57,7 @@ class Query(Struct, frozen=True):
     """sendInitialEvents."""
 
 
-def parse_query(resource: Resource, namespace: str, name: str, query: Mapping[str, str]) -> Query:
+def parse_query(resource: Resource, namespace: str, name: str, query: Mapping[str, str], *, watching: bool) -> Query:
     """The options in a query string. Raises ApiFault 400 or 422."""
     fields = query.get("fieldSelector", "")
     if name:
@@ -73,7 +73,7 @@ def parse_query(resource: Resource, namespace: str, name: str, query: Mapping[st
         bookmarks=truth(query.get("allowWatchBookmarks")),
         initial_events=truth(query["sendInitialEvents"]) if "sendInitialEvents" in query else None,
     )
-    _check(parsed, watching=truth(query.get("watch")))
+    _check(parsed, watching=watching)
     return parsed
 
 
@@ -226,7 +226,7 @@ class WatchSettings(Struct, frozen=True):
 
 
 async def serve_watch(
-    store: Store, resource: Resource, query: Query, view: View, send: Send, settings: WatchSettings
+    store: Store, resource: Resource, query: Query, view: View, *, send: Send, settings: WatchSettings
 ) -> None:
     """Send a watch's frames until its time is over, the server ends it, or the client falls too far behind."""
     watch = Watch(resource.table, query.namespace, query.matches, settings.queue_events)
@@ -243,7 +243,7 @@ async def serve_watch(
         await _send_initial(rows, resource, query, view, send)
         if query.initial_events:
             await send(view.bookmark(since, initial_end=True))
-        await _follow(store, watch, query, view, send, settings)
+        await _follow(store, watch, query, view, send=send, settings=settings)
     finally:
         store.unwatch(watch)
 
@@ -258,7 +258,7 @@ async def _send_initial(rows: list[Stored], resource: Resource, query: Query, vi
         await send(b"".join([view.event("ADDED", event) for event in events]))
 
 
-async def _follow(store: Store, watch: Watch, query: Query, view: View, send: Send, settings: WatchSettings) -> None:
+async def _follow(store: Store, watch: Watch, query: Query, view: View, *, send: Send, settings: WatchSettings) -> None:
     loop = asyncio.get_running_loop()
     lasts_s = query.timeout_s or MIN_WATCH_S * (1 + random.random())  # noqa: S311 spreads reconnects
     end_s = loop.time() + lasts_s

@@ -12,7 +12,7 @@ VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update
 
 
 class Resource(Struct, frozen=True, eq=False):
-    """One kind of object, as clients address it. Compared by identity: a custom resource that is redefined is another."""
+    """One kind of object, as clients address it; compared by identity, since a redefined custom resource is another."""
 
     group: str
     """"" for the core group."""
@@ -103,6 +103,7 @@ BUILT_IN = (
         ("crd", "crds"),
         ("api-extensions",),
         has_status=True,
+        shape=shapes.DEFINITION,
         generation=True,
     ),
 )

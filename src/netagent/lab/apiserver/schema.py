@@ -1,8 +1,8 @@
 """The shape of objects: what a typed server knows of a kind, in a small language of our own.
 
-One description serves four readers: decoding (wrong types are refused, nulls and unknown fields are dropped), strategic merge
-patch and server-side apply (which lists are maps or sets), and the OpenAPI documents. An *open* object keeps fields that
-the description does not name; that is how kinds that we only store get by with a few lines.
+One description serves four readers: decoding (wrong types are refused, nulls and unknown fields are dropped),
+strategic merge patch and server-side apply (which lists are maps or sets), and the OpenAPI documents. An *open*
+object keeps fields that the description does not name; that is how kinds that we only store get by with a few lines.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The shapes of the kinds that the server has built in.
 
-Sources: the API reference of Kubernetes 1.32; list types from the `listType` and `patchMergeKey` of its OpenAPI document.
-What the lab, kubectl and the agent rely on is spelled out; the rest of a Pod, Node or Deployment is open.
+Sources: the API reference of Kubernetes 1.32; list types from the `listType` and `patchMergeKey` of its OpenAPI
+document. What the lab, kubectl and the agent rely on is spelled out; the rest of a Pod, Node or Deployment is open.
 """
 
 from netagent.lab.apiserver.schema import Dict, List, Obj
@@ -241,6 +241,41 @@ EVENT = Obj(
     open=True,
 )
 OPEN = Obj({"spec": Obj(open=True), "status": Obj(open=True)}, open=True)
+DEFINITION = Obj(
+    {
+        "spec": Obj(
+            {
+                "group": "string",
+                "scope": "string",
+                "names": Obj(
+                    {
+                        "plural": "string",
+                        "singular": "string",
+                        "kind": "string",
+                        "listKind": "string",
+                        "shortNames": STRINGS,
+                        "categories": STRINGS,
+                    }
+                ),
+                "versions": List(
+                    Obj(
+                        {
+                            "name": "string",
+                            "served": "boolean",
+                            "storage": "boolean",
+                            "schema": Obj({"openAPIV3Schema": Obj(open=True)}),
+                            "subresources": Obj({"status": Obj(open=True)}, open=True),
+                            "additionalPrinterColumns": List(Obj({"name": "string", "jsonPath": "string"}, open=True)),
+                        },
+                        open=True,
+                    )
+                ),
+            },
+            open=True,
+        ),
+        "status": Obj(open=True),
+    }
+)
 WORKLOAD = Obj(
     {
         "spec": Obj(

@@ -1,7 +1,7 @@
 """Who owns which field: managedFields for every write, and server-side apply on top of it.
 
-A field set is a frozen set of paths in the notation of FieldsV1: `f:name` a field, `k:{"name":"web"}` an item of a list that is
-a map, `v:"x"` an item of a set. Source: KEP-555 and the structured-merge-diff it describes.
+A field set is a frozen set of paths in the notation of FieldsV1: `f:name` a field, `k:{"name":"web"}` an item of a
+list that is a map, `v:"x"` an item of a set. Source: KEP-555 and the structured-merge-diff it describes.
 """
 
 import json
@@ -141,7 +141,9 @@ def _entry(owner: Owner, fields: Fields, api_version: str, now: str) -> Object:
     return entry
 
 
-def track_update(before: Object | None, obj: Object, shape: Type, writer: Owner, api_version: str, now: str) -> Object:
+def track_update(
+    before: Object | None, obj: Object, shape: Type, writer: Owner, *, api_version: str, now: str
+) -> Object:
     """The object after a write that is not an apply: the writer owns what changed, nobody owns what is gone."""
     old = leaves(before, shape) if before is not None else {}
     new = leaves(obj, shape)
@@ -158,12 +160,13 @@ class Applied(Struct, frozen=True):
     """The outcome of an apply."""
 
     obj: Object
+    applier: Owner
     owned: Fields
     taken: Fields
     """Fields that were somebody else's and had another value."""
 
 
-def apply(live: Object | None, config: Object, shape: Type, manager: str, *, force: bool, versions: str) -> Applied:
+def apply(live: Object | None, config: Object, shape: Type, me: Owner, *, force: bool, api_version: str) -> Applied:
     """Merge an applied configuration into the live object and remove what this manager no longer applies.
 
     Raises ApiFault 409 when another manager owns a field with another value and `force` is not given.
@@ -171,28 +174,25 @@ def apply(live: Object | None, config: Object, shape: Type, manager: str, *, for
     wanted = leaves(config, shape)
     owned = frozenset(wanted)
     if live is None:
-        return Applied(config, owned, frozenset())
-    me = Owner(manager, "Apply")
-    current = leaves(live, shape)
+        return Applied(config, me, owned, frozenset())
     held = owners(live)
     others = {owner: fields for owner, fields in held.items() if owner != me}
-    clashes = _clashes(wanted, current, others)
+    clashes = _clashes(wanted, leaves(live, shape), others)
     if clashes and not force:
-        raise _conflicts(clashes, versions)
+        raise _conflicts(clashes, api_version)
     merged = _merge(live, config, shape)
     dropped = held.get(me, frozenset()) - owned
-    kept = frozenset().union(*others.values()) if others else frozenset()
+    kept = owned.union(*others.values())
     for path in sorted(dropped - kept, key=len):
-        if not any(other[: len(path)] == path for other in kept | owned):
+        if not any(other[: len(path)] == path for other in kept):
             merged = _without(merged, path, shape)
-    return Applied(merged, owned, frozenset(path for _, path in clashes))
+    return Applied(merged, me, owned, frozenset(path for _, path in clashes))
 
 
-def track_apply(obj: Object, applied: Applied, manager: str, api_version: str, now: str) -> Object:
+def track_apply(obj: Object, applied: Applied, *, api_version: str, now: str) -> Object:
     """The object with the ownership that an apply leaves behind."""
-    me = Owner(manager, "Apply")
     held = {owner: fields - applied.taken for owner, fields in owners(obj).items()}
-    held[me] = applied.owned
+    held[applied.applier] = applied.owned
     return _with_owners(obj, held, api_version, now)
 
 

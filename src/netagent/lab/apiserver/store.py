@@ -1,8 +1,8 @@
 """The versioned store: every object's latest state, a window of history, and the fan-out to watches.
 
-One revision counts all writes, as etcd's does. Objects are dicts that nobody changes after they were put; each is encoded
-once, and so is each watch event, however many watches there are. A past revision within the window is rebuilt by undoing
-the events since.
+One revision counts all writes, as etcd's does. Objects are dicts that nobody changes after they were put; each is
+encoded once, and so is each watch event, however many watches there are. A past revision within the window is rebuilt
+by undoing the events since.
 """
 
 import asyncio
@@ -232,6 +232,10 @@ class Store:
     def unwatch(self, watch: Watch) -> None:
         """Forget a watch."""
         self._table(watch.table).watches.discard(watch)
+
+    def tables(self) -> tuple[str, ...]:
+        """The names of the tables that have or had objects."""
+        return tuple(self._tables)
 
     def close_watches(self) -> int:
         """End every watch from the server's side; how many there were."""

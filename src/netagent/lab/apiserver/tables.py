@@ -63,23 +63,25 @@ def human_duration(seconds: int) -> str:
     """As upstream's duration.HumanDuration: two units at most, the finer one only while it matters."""
     if seconds < 0:
         return "0s" if seconds >= -1 else "<invalid>"
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if seconds < 120:
-        return f"{seconds}s"
-    if minutes < 10:
-        return f"{minutes}m{seconds % 60}s" if seconds % 60 else f"{minutes}m"
-    if minutes < 180:
-        return f"{minutes}m"
-    if hours < 8:
-        return f"{hours}h{minutes % 60}m" if minutes % 60 else f"{hours}h"
-    if hours < 48:
-        return f"{hours}h"
-    if days < 8:
-        return f"{days}d{hours % 24}h" if hours % 24 else f"{days}d"
-    if days < 730:
-        return f"{days}d"
-    years, rest = divmod(days, 365)
-    return f"{years}y{rest}d" if rest and years < 8 else f"{years}y"
+    (coarse_s, coarse_unit), (fine_s, fine_unit) = next(units for below_s, *units in HUMAN_STEPS if seconds < below_s)
+    whole, rest = divmod(seconds, coarse_s)
+    finer = rest // fine_s if fine_s else 0
+    return f"{whole}{coarse_unit}{finer}{fine_unit}" if finer else f"{whole}{coarse_unit}"
+
+
+SECOND, MINUTE, HOUR, DAY, YEAR, NOTHING = (1, "s"), (60, "m"), (3600, "h"), (86400, "d"), (31_536_000, "y"), (0, "")
+HUMAN_STEPS = (
+    (120, SECOND, NOTHING),
+    (600, MINUTE, SECOND),
+    (180 * 60, MINUTE, NOTHING),
+    (8 * 3600, HOUR, MINUTE),
+    (48 * 3600, HOUR, NOTHING),
+    (8 * 86400, DAY, HOUR),
+    (730 * 86400, DAY, NOTHING),
+    (8 * 31_536_000, YEAR, DAY),
+    (1 << 62, YEAR, NOTHING),
+)
+"""Below so many seconds: the unit, and the finer unit beside it."""
 
 
 def _json_path(obj: Object, path: str, now_s: float) -> Any:
