@@ -1,7 +1,7 @@
 """The kernel's open flows, read over ctnetlink.
 
-Reads the dump's bytes itself: a busy node has 100 000 entries, of which a few attributes are wanted, and a general
-decoder needs about a hundred times longer for them.
+Reads the dump's bytes itself: a busy node has 100 000 entries, of which a few attributes are wanted, and pyroute2's
+general decoder takes five times as long (measured with 20 000 entries: 2.7 s and 0.56 s).
 """
 
 import asyncio
