@@ -27,7 +27,7 @@ VERSION = {
     "platform": "linux/amd64",
 }
 """What the API resembles; clients choose their behaviour by it."""
-V2_MEDIA = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+V2_MEDIA = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 
 
 class Document(Struct, frozen=True):
