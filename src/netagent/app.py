@@ -19,6 +19,9 @@ from aiohttp import web
 from netagent import __version__
 from netagent.agent import questions
 from netagent.agent.cni import CniServer
+from netagent.agent.denials import DenialCounts
+from netagent.agent.drift import DriftWatch
+from netagent.agent.droplog import DropLog
 from netagent.agent.http import HttpServer
 from netagent.agent.lease import LeaseKeeper
 from netagent.agent.network import PodNetwork
@@ -28,7 +31,7 @@ from netagent.core.frame import FrameSettings
 from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError
 from netagent.disk.state import SubnetMemory
-from netagent.kernel.nft import LibNftables
+from netagent.kernel.nft import TABLE_NAME, LibNftables
 from netagent.kube.client import ApiClient, connect
 from netagent.kube.reflector import Reflector, resources
 from netagent.metrics import Metrics
@@ -92,6 +95,9 @@ class Agent:
             pods_from_api=not config.cni.enabled,
             admit_timeout_s=config.cni.admit_timeout_s,
         )
+        self.drift = DriftWatch(self.dataplane, self._nft, self.metrics, table=TABLE_NAME)
+        self.denials = DenialCounts(self.dataplane, self._nft, self.metrics, config.policy.counter_cap)
+        self.drop_log = DropLog(config.policy, self.dataplane, self.metrics) if config.policy.drop_log else None
         self.pod_network = PodNetwork(config.network, self.node_name, on_vtep=self._publish, on_state=lambda: None)
         previous, problems = self._memory.load()
         for problem in problems:
@@ -121,6 +127,9 @@ class Agent:
     def tasks(self) -> dict[str, Coroutine[Any, Any, Any]]:
         """What runs, by name."""
         work: dict[str, Coroutine[Any, Any, Any]] = {"dataplane": self.dataplane.run(), "http": self.http.run()}
+        work |= {"drift": self.drift.run(), "denials": self.denials.run()}
+        if self.drop_log is not None:
+            work["drop log"] = self.drop_log.run()
         work |= {f"watch {kind}": reflector.run() for kind, reflector in self.reflectors.items()}
         if self._network_on:
             work |= {"lease": self.keeper.run(), "pod network": self.pod_network.run()}
@@ -240,7 +249,7 @@ class Agent:
             metrics.ready.labels(part).set(part not in problems)
         metrics.peers.set(self.pod_network.status.peers)
         try:
-            counters = await self._nft.counters()
+            counters = await self.denials.sample()
         except NftError as error:
             log.warning("%s The counters of dropped packets are as of the last scrape.", error)
             return
@@ -258,6 +267,9 @@ class Agent:
             "cni": lambda: _plain(self.cni.status),
             "endpoints": self._view_endpoints,
             "policies": self._view_policies,
+            "drops": lambda: (
+                self.drop_log.view() if self.drop_log is not None else {"problem": "policy.drop_log is off"}
+            ),
             "transactions": lambda: [_plain(one) for one in self.dataplane.transactions],
         }
 

@@ -93,6 +93,8 @@ class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """NFLOG group between the kernel and the agent; one that no other program of the node uses."""
     drop_log_rate: Annotated[float, Meta(gt=0, le=1000)] = 10.0
     """Lines per second, at most; what is left out is counted and said in the next line."""
+    counter_cap: Annotated[int, Meta(ge=0, le=100_000)] = 1000
+    """Policies that have series of their own in netagent_policy_denied_packets_total; the others share `_other`."""
 
 
 class CniConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

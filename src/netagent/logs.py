@@ -1,4 +1,8 @@
-"""Logging to stderr, as text or one JSON object a line."""
+"""Logging to stderr, as text or one JSON object a line.
+
+The `fields` of a record (`extra={"fields": {...}}`) are further keys of its JSON object; its message says the same in
+words.
+"""
 
 import logging
 import sys
@@ -17,6 +21,7 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line = getattr(record, "fields", {}) | line
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line).decode()

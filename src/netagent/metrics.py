@@ -1,10 +1,33 @@
 """Metrics of one agent, in a registry of its own."""
 
+from collections.abc import Iterable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from netagent import __version__
 
 LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class PolicyDenials(Collector):
+    """Denied packets per policy; whoever counts them sets `totals`, policies that are gone leave it."""
+
+    def __init__(self) -> None:
+        self.totals: Iterable[tuple[str, str, str, int]] = ()
+        """Namespace, policy, direction, packets."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """For the registry."""
+        family = CounterMetricFamily(
+            "netagent_policy_denied_packets",
+            "Packets denied in a direction by the policies that isolate; each of them counts it.",
+            labels=["namespace", "policy", "direction"],
+        )
+        for namespace, policy, direction, packets in self.totals:
+            family.add_metric([namespace, policy, direction], packets)
+        yield family
 
 
 class Metrics:
@@ -52,6 +75,20 @@ class Metrics:
             "netagent_dropped_packets",
             "Packets dropped by our table since it was made.",
             ["reason"],
+            registry=self.registry,
+        )
+        self.policy_denials = PolicyDenials()
+        self.registry.register(self.policy_denials)
+        self.drop_log = Counter(
+            "netagent_drop_log_packets",
+            "Denied packets by what became of their line: logged, left_out (rate), lost (kernel buffer), unreadable.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.drift = Counter(
+            "netagent_drift_repairs",
+            "Replacements of the whole table because it was changed by others: seen, missed or found by the audit.",
+            ["cause"],
             registry=self.registry,
         )
         self.peers = Gauge("netagent_peers", "Subnets of other nodes that are reachable.", registry=self.registry)

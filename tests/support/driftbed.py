@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import subprocess
 import time
 
@@ -36,9 +37,9 @@ class WatchedBed(Bed):
             self._drift_task = None
 
     async def ruleset(self) -> str:
-        """The table without what differs from one writing to the next: counts and the generation."""
-        lines = (await self.nft.text()).splitlines()
-        return "\n".join(line for line in lines if "packets" not in line and "ct mark" not in line)
+        """The table without what differs from one writing to the next: order of objects, counts, the generation."""
+        blocks = re.split(r"\n\t}\n", await self.nft.text())
+        return "\n\n".join(sorted(map(_settled, blocks)))
 
     async def meddle(self, *commands: str) -> None:
         """Somebody runs nft."""
@@ -61,3 +62,10 @@ class WatchedBed(Bed):
     def replacements(self) -> int:
         """Whole replacements so far, for whatever reason."""
         return sum(one.whole for one in self.dataplane.transactions)
+
+
+def _settled(block: str) -> str:
+    lines = [line.strip() for line in block.splitlines() if "packets" not in line and "ct mark" not in line]
+    if any("elements = " in line for line in lines):
+        return " ".join(sorted(re.split(r"[,\s]+", " ".join(lines))))
+    return "\n".join(line for line in lines if line not in ("", "}", "table inet netagent {"))

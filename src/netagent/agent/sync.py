@@ -20,7 +20,7 @@ from netagent.core.generation import Stamp, after_kernel
 from netagent.core.render import render, replacement
 from netagent.core.store import FINISHED, Dirty, Store, same_pod
 from netagent.metrics import Metrics
-from netagent.ports import NetagentError, Nft, NftError
+from netagent.ports import NetagentError, Nft, NftError, TableInventory
 from netagent.records import Change, Endpoint, Key, Kind, Listed, Pod, Upserted
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class Transaction(Struct, frozen=True, gc=False):
     """Whether the whole table was replaced."""
     generation: int
     error: str = ""
+    cause: str = ""
+    """Of a replacement: why the table was not trusted; empty: the first one, or the one before failed."""
 
 
 class Dataplane:
@@ -84,6 +86,9 @@ class Dataplane:
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._applied = False
+        self._distrusts = 0
+        self._distrust_cause = ""
+        self._replacement_failed = False
         self._restored = pods_from_api
         """Whether the pods of earlier runs are known: before that, a table would leave them open."""
         self._stamp: Stamp | None = None
@@ -151,6 +156,27 @@ class Dataplane:
         target = self._changes
         async with self._progress:
             await self._progress.wait_for(lambda: self._covered >= target)
+
+    def distrust(self, cause: str) -> None:
+        """Somebody else changed our table, or may have: replace it whole, at once."""
+        self._distrusts += 1
+        self._distrust_cause = cause
+        self._applied = False
+        self._touch(Dirty(), always=True, urgent=True)
+
+    def settled(self) -> TableInventory | None:
+        """The names that the kernel's table must have now; None while a commit runs or the kernel is not known."""
+        ruleset = self.compiler.ruleset
+        if not self._applied or ruleset.changed:
+            return None
+        maps = frozenset(name for name, one in ruleset.sets.items() if one.decl.is_map)
+        return TableInventory(
+            exists=True,
+            chains=frozenset(ruleset.chains),
+            sets=frozenset(ruleset.sets) - maps,
+            maps=maps,
+            counters=frozenset(ruleset.counters),
+        )
 
     @property
     def ready(self) -> bool:
@@ -220,17 +246,21 @@ class Dataplane:
         self._pending = []
         dirty, self._dirty = self._dirty, Dirty()
         self.compiler.update(dirty)
-        whole = not self._applied
+        whole, distrusts = not self._applied, self._distrusts
         script, stamp = await self._replacement() if whole else self._change()
         if script:
             self._applied = False
             await self._run(script, stamp, whole)
-            self._applied = True
+            # Whoever meddled meanwhile may have done so before or after this transaction.
+            self._applied = self._distrusts == distrusts
             self._stamp = stamp
+        if self._applied:
+            self._distrust_cause = ""
         self._failures = 0
         self._last_commit_s = self._clock()
         self._observe(pending, first=whole)
-        self._covered = covers
+        if self._applied:
+            self._covered = covers
         async with self._progress:
             self._progress.notify_all()
 
@@ -251,7 +281,8 @@ class Dataplane:
             stamp = after_kernel(self._config.mark_mask, existing.mark, time.time_ns() // 1_000_000)
         ruleset = self.compiler.ruleset
         bases = [name for name, chain in ruleset.chains.items() if chain.hook]
-        return replacement(ruleset.whole(), stamp.mark, existing, base_chains=bases), stamp
+        anew = self._replacement_failed and existing.exists
+        return replacement(ruleset.whole(), stamp.mark, existing, base_chains=bases, anew=anew), stamp
 
     async def _run(self, script: str, stamp: Stamp, whole: bool) -> None:
         started_s, error = self._clock(), ""
@@ -261,11 +292,20 @@ class Dataplane:
             error = str(failure)
             raise
         finally:
+            self._replacement_failed = whole and bool(error)
             duration_s = self._clock() - started_s
             self._metrics.commit.observe(duration_s)
             self._metrics.commits.labels("error" if error else "ok", "whole" if whole else "change").inc()
             self.transactions.append(
-                Transaction(time.time(), duration_s, script.count("\n"), whole, stamp.value, error)
+                Transaction(
+                    time.time(),
+                    duration_s,
+                    script.count("\n"),
+                    whole,
+                    stamp.value,
+                    error,
+                    self._distrust_cause if whole else "",
+                )
             )
             del self.transactions[:-TRANSACTIONS_KEPT]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct, structs
 
 from netagent.core.chains import ClassPlan, named_ports, plan_class
-from netagent.core.frame import COUNTERS, DENIED, FIXED_SETS, FrameSettings, frame
+from netagent.core.frame import COUNTERS, DENIED, FIXED_SETS, FrameSettings, frame, told
 from netagent.core.names import content_name
 from netagent.core.peersets import PeerSets, numbers_of, version_of
 from netagent.core.policy import Direction, NamedPort, Policy, compile_policy
@@ -24,12 +24,6 @@ from netagent.records import Key
 
 UNKNOWN_POD = "unknown_pod"
 """Class of a sandbox whose pod the API has not shown: nothing passes, because nobody knows what may."""
-
-
-LOGGED_PER_S = 100
-"""Packets of one class that the kernel tells userspace about, at most."""
-LOGGED_BYTES = 128
-"""Of each: enough for the IPv6 and transport headers."""
 
 
 class ClassKey(Struct, frozen=True, gc=False):
@@ -229,12 +223,7 @@ class Compiler:
 
     def _last_rules(self, counter: str, verdict: str) -> tuple[str, ...]:
         """For what no rule admits: told to userspace where that is wanted, counted, dropped."""
-        count = f"counter name {counter} {verdict}"
-        group = self._settings.drop_log_group
-        if group is None:
-            return (count,)
-        limit = f"limit rate {LOGGED_PER_S}/second burst {LOGGED_PER_S} packets"
-        return (f'{limit} log prefix "{counter}" group {group} snaplen {LOGGED_BYTES}', count)
+        return (*told(counter, self._settings.drop_log_group), f"counter name {counter} {verdict}")
 
     def _enter_plan(self, one: _Class) -> None:
         self.ruleset.use_counter(one.counter)

@@ -19,6 +19,10 @@ DENIED = {Direction.INGRESS: "denied_ingress", Direction.EGRESS: "denied_egress"
 COUNTERS = ("denied_ingress", "denied_egress", "unknown_pod", "spoofed", "unknown_vtep")
 """Named counters: packets and bytes dropped, by reason. They survive every change of the rules."""
 KUBE_PROXY_MARK = "0x4000"
+LOGGED_PER_S = 100
+"""Packets of one class or reason that the kernel tells userspace about, at most."""
+LOGGED_BYTES = 128
+"""Of each: enough for the IPv6 and transport headers."""
 
 FIXED_SETS = {
     **{
@@ -65,12 +69,20 @@ def frame(settings: FrameSettings) -> dict[str, ChainDecl]:
     chains = {}
     if settings.policy:
         chains.update(_forward(settings.mark_mask))
-    chains.update(_antispoof())
+    chains.update(_antispoof(settings.drop_log_group))
     if settings.vxlan_port is not None:
-        chains["input"] = _vxlan_filter(settings.vxlan_port)
+        chains["input"] = _vxlan_filter(settings.vxlan_port, settings.drop_log_group)
     if settings.masquerade:
         chains["postrouting"] = _masquerade(settings)
     return chains
+
+
+def told(prefix: str, group: int | None) -> tuple[str, ...]:
+    """The statement that tells userspace about a packet; none where nobody wants to know."""
+    if group is None:
+        return ()
+    limit = f"limit rate {LOGGED_PER_S}/second burst {LOGGED_PER_S} packets"
+    return (f'{limit} log prefix "{prefix}" group {group} snaplen {LOGGED_BYTES}',)
 
 
 def _forward(mask: int) -> dict[str, ChainDecl]:
@@ -116,7 +128,7 @@ def _forward(mask: int) -> dict[str, ChainDecl]:
     }
 
 
-def _antispoof() -> dict[str, ChainDecl]:
+def _antispoof(group: int | None) -> dict[str, ChainDecl]:
     return {
         "prerouting": ChainDecl(
             (f'iifname "{POD_LINKS}*" goto from_pod',), hook="type filter hook prerouting priority raw; policy accept;"
@@ -127,18 +139,18 @@ def _antispoof() -> dict[str, ChainDecl]:
                 "iifname . ip6 saddr @source6 accept",
                 f"ip6 saddr {{ ::, fe80::/10 }} icmpv6 type {_NEIGHBOUR_DISCOVERY} accept",
                 f"ip6 saddr {{ ::, fe80::/10 }} icmpv6 type {_MULTICAST_LISTENER} accept",
+                *told("spoofed", group),
                 "counter name spoofed drop",
             )
         ),
     }
 
 
-def _vxlan_filter(port: int) -> ChainDecl:
+def _vxlan_filter(port: int, group: int | None) -> ChainDecl:
+    stranger = (f"udp dport {port} ip saddr != @vtep4", f"udp dport {port} ip6 saddr != @vtep6")
+    actions = (*told("unknown_vtep", group), "counter name unknown_vtep drop")
     return ChainDecl(
-        (
-            f"udp dport {port} ip saddr != @vtep4 counter name unknown_vtep drop",
-            f"udp dport {port} ip6 saddr != @vtep6 counter name unknown_vtep drop",
-        ),
+        tuple(f"{match} {action}" for match in stranger for action in actions),
         hook="type filter hook input priority filter; policy accept;",
     )
 

@@ -23,13 +23,18 @@ def render(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark
     return "\n".join(_lines(delta, chains, mark, new_mark=new_mark)) + "\n"
 
 
-def replacement(whole: Delta, mark: str, existing: TableInventory, *, base_chains: Iterable[str]) -> str:
+def replacement(
+    whole: Delta, mark: str, existing: TableInventory, *, base_chains: Iterable[str], anew: bool = False
+) -> str:
     """The script that replaces whatever the table holds by exactly the delta, in one transaction.
 
-    Base chains that stay are flushed, not deleted: their hooks stay in force, so no packet can pass between two.
+    Base chains that stay are flushed, not deleted: their hooks stay in force, so no packet can pass between two. `anew`
+    deletes the table and its counters all the same: the only way where somebody gave such a chain another hook.
     """
     lines = [f"add table {TABLE}"]
-    if existing.exists:
+    if anew:
+        lines += (f"delete table {TABLE}", f"add table {TABLE}")
+    elif existing.exists:
         kept = set(base_chains) & existing.chains
         lines.append(f"flush table {TABLE}")
         lines += (f"flush map {TABLE} {name}" for name in sorted(existing.maps))

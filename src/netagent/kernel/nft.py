@@ -13,9 +13,11 @@ from typing import Any
 import nftables
 import orjson
 
+from netagent.kernel.nfcounters import read_counters
 from netagent.ports import CounterValue, NftError, TableInventory
 
-TABLE = "inet netagent"
+TABLE_NAME = "netagent"
+TABLE = f"inet {TABLE_NAME}"
 ERROR_LINES = 4
 """Lines of libnftables' complaint that are kept: it repeats the offending command, which may be long."""
 ERROR_LINE_CHARS = 300
@@ -55,9 +57,7 @@ class LibNftables:
 
     async def counters(self) -> dict[str, CounterValue]:
         """The named counters of our table. Raises NftError."""
-        listing = await self._call(self._list, f"list counters table {TABLE}", True)
-        found = (item.get("counter") for item in orjson.loads(listing)["nftables"]) if listing else ()
-        return {one["name"]: CounterValue(one["packets"], one["bytes"]) for one in found if one}
+        return await asyncio.get_running_loop().run_in_executor(self._thread, read_counters, TABLE_NAME)
 
     async def text(self) -> str:
         """Our table as `nft list table` prints it; empty where it is absent. Raises NftError."""
