@@ -7,7 +7,6 @@ from netagent.core.nodeplan import plan_node
 from netagent.core.podnet import (
     AddressKey,
     Entries,
-    FdbKey,
     LinkKey,
     NeighbourKey,
     Route,
@@ -95,12 +94,6 @@ def test_what_was_ours_is_taken_back_and_what_was_not_is_only_added() -> None:
     desired: Entries = {key: Route(via="10.244.2.0", device="netagent.1", onlink=True)}
     assert diff(desired, {})[0].verb is Verb.ADD
     assert diff(desired, {}, held={key})[0].verb is Verb.CHANGE
-
-
-def test_second_public_ip_behind_a_mac_is_removed() -> None:
-    key = FdbKey(4, "netagent.1", "02:00:00:00:00:02")
-    steps = diff({key: ("192.0.2.2",)}, {key: ("192.0.2.2", "192.0.2.3")})
-    assert [step.verb for step in steps] == [Verb.DELETE, Verb.ADD]
 
 
 def test_only_the_asked_keys_are_compared() -> None:

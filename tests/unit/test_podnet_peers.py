@@ -34,7 +34,7 @@ def test_a_peer_has_three_entries() -> None:
     dirty = table.update([GOOD])
     assert table.entries == {
         NeighbourKey(4, "netagent.1", "10.244.2.0"): "02:00:00:00:00:02",
-        FdbKey(4, "netagent.1", "02:00:00:00:00:02"): ("192.0.2.2",),
+        FdbKey(4, "netagent.1", "02:00:00:00:00:02"): "192.0.2.2",
         RouteKey(4, "10.244.2.0/24", 0): Route(via="10.244.2.0", device="netagent.1", onlink=True),
     }
     assert dirty == set(table.entries)
@@ -113,7 +113,7 @@ def test_two_subnets_of_one_node_share_a_forwarding_entry() -> None:
     table.update([GOOD, second])
     assert table.count == 2
     table.update([second])
-    assert table.entries[FdbKey(4, "netagent.1", GOOD.vtep_mac)] == ("192.0.2.2",)
+    assert table.entries[FdbKey(4, "netagent.1", GOOD.vtep_mac)] == "192.0.2.2"
 
 
 def test_one_mac_at_two_places_belongs_to_the_first_subnet() -> None:
@@ -122,10 +122,10 @@ def test_one_mac_at_two_places_belongs_to_the_first_subnet() -> None:
     table.update([thief])
     assert table.count == 1
     table.update([thief, GOOD])
-    assert table.entries[FdbKey(4, "netagent.1", GOOD.vtep_mac)] == ("192.0.2.2",)
+    assert table.entries[FdbKey(4, "netagent.1", GOOD.vtep_mac)] == "192.0.2.2"
     assert "10.244.2.0/24" in table.problems["10.244.3.0/24"]
     table.update([thief])
-    assert table.entries[FdbKey(4, "netagent.1", GOOD.vtep_mac)] == ("192.0.2.3",)
+    assert table.entries[FdbKey(4, "netagent.1", GOOD.vtep_mac)] == "192.0.2.3"
     assert not table.problems
 
 

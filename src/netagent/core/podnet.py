@@ -103,8 +103,8 @@ class Route(Struct, frozen=True, gc=False, kw_only=True):
 
 
 Key = LinkKey | SysctlKey | AddressKey | NeighbourKey | FdbKey | RouteKey
-Value = Vxlan | Route | str | tuple[str, ...]
-"""By key: Vxlan; text of a sysctl; "" of an address; MAC of a neighbour; public IPs behind a MAC; Route."""
+Value = Vxlan | Route | str
+"""By key: Vxlan; text of a sysctl; "" of an address; MAC of a neighbour; public IP behind a MAC; Route."""
 Entries = dict[Key, Value]
 
 ORDER: tuple[type[Key], ...] = (LinkKey, SysctlKey, AddressKey, NeighbourKey, FdbKey, RouteKey)
@@ -196,7 +196,7 @@ def peer_entries(family: int, device: str, subnet: str, mac: str, public_ip: str
     gateway = subnet.partition("/")[0]
     return {
         NeighbourKey(family, device, gateway): mac,
-        FdbKey(family, device, mac): (public_ip,),
+        FdbKey(family, device, mac): public_ip,
         RouteKey(family, subnet, PEER_METRIC[family]): Route(via=gateway, device=device, onlink=True),
     }
 
@@ -234,9 +234,6 @@ def diff(
             if have is not None and not isinstance(key, SysctlKey):
                 deletes.append(Step(Verb.DELETE, key, have))
         else:
-            if isinstance(have, tuple) and len(have) > 1:  # somebody added a second public IP behind the MAC
-                adds.append(Step(Verb.DELETE, key, have))
-                have = None
             adds.append(Step(Verb.ADD if have is None and key not in held else Verb.CHANGE, key, want))
     adds.sort(key=attrgetter("rank"))
     deletes.sort(key=attrgetter("rank"), reverse=True)

@@ -116,7 +116,7 @@ class Devices:
             if not flags & NTF_SELF:
                 return None
             family = {4: 4, 16: 6}.get(len(destination))
-            return FdbKey(device_family(device), device, mac), (address_text(family, destination) if family else "",)
+            return FdbKey(device_family(device), device, mac), address_text(family, destination) if family else ""
         family = FAMILY.get(family_number)
         if family is None:
             return None
@@ -255,5 +255,5 @@ def _fdb_request(step: Step, index: int, mac: str) -> Request:
     body = NDMSG.pack(AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0) + attribute(NDA_LLADDR, mac_bytes(mac))
     if step.verb is Verb.DELETE:
         return Request(RTM_DELNEIGH, 0, body)
-    (address,) = step.value if isinstance(step.value, tuple) else ("",)
-    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body + attribute(NDA_DST, address_bytes(address)))
+    to = attribute(NDA_DST, address_bytes(str(step.value)))
+    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body + to)

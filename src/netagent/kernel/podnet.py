@@ -10,7 +10,6 @@ from msgspec import Struct
 from netagent.core.podnet import (
     ROUTE_PROTOCOL,
     Entries,
-    FdbKey,
     LinkKey,
     Step,
     SysctlKey,
@@ -162,14 +161,8 @@ class PodNetKernel:
             found += await self._netlink.dump(RTM_GETNEIGH, NDMSG.pack(AF_BRIDGE, link.index, 0, 0, 0))
         for message in found:
             entry = self._devices.neighbour(message)
-            value = entry[1] if entry else None
-            if entry is None or value is None:
-                continue
-            key = entry[0]
-            earlier = entries.get(key)
-            if isinstance(key, FdbKey) and isinstance(earlier, tuple) and isinstance(value, tuple):
-                value = (*earlier, *value)
-            entries[key] = value
+            if entry and entry[1] is not None:
+                entries[entry[0]] = entry[1]
         return entries
 
     async def _read_routes(self) -> Entries:

@@ -79,10 +79,10 @@ def test_forwarding_entries_are_repaired(cluster: Cluster, until: Until) -> None
     for command in (
         f"fdb delete {mac} dev netagent.1",
         f"fdb replace {mac} dev netagent.1 dst 192.168.77.3 self permanent",
-        f"fdb append {mac} dev netagent.1 dst 192.168.77.3 self permanent",
         f"fdb delete {mac6} dev netagent6.1 dst {public_ip6}",
         "fdb add 02:00:00:00:00:44 dev netagent.1 dst 192.168.77.9 self permanent",
         f"fdb append 00:00:00:00:00:00 dev netagent.1 dst {public_ip} self permanent",
+        "fdb append 00:00:00:00:00:00 dev netagent.1 dst 192.168.77.9 self permanent",
     ):
         one.bridge(command)
         until.equal(one.ours, before)
