@@ -8,7 +8,7 @@ PACKAGES = python3 python3-venv python3-nftables gcc libc6-dev iproute2 nftables
 DIR     ?= tests/netpol
 CASES   ?=
 
-.PHONY: setup demo lint unit kernel contract lab netpol test bench image lock clean
+.PHONY: setup demo lint unit kernel contract lab netpol test bench image docs lock clean
 
 setup: $(VENV)/.done $(SHIM)
 
@@ -56,6 +56,9 @@ bench: setup
 
 image:
 	./scripts/build-image
+
+docs: setup
+	$(PY) scripts/config-reference > docs/configuration.md
 
 lock: setup
 	$(PY) -m pip install -q uv
