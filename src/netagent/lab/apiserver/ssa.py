@@ -7,6 +7,7 @@ list that is a map, `v:"x"` an item of a set. Source: KEP-555 and the structured
 import json
 from typing import Any
 
+import orjson
 from msgspec import Struct
 
 from netagent.lab.apiserver.faults import ApiFault
@@ -45,7 +46,11 @@ def leaves(value: Any, shape: Type) -> dict[Path, Any]:
     """Every path that can be owned, with its value (None for an item of a map, which is owned beside its fields)."""
     found: dict[Path, Any] = {}
     _collect(value, shape, (), found)
-    return {path: item for path, item in found.items() if path[:1] not in UNTRACKED and path[:2] not in UNTRACKED}
+    return {path: item for path, item in found.items() if _is_tracked(path)}
+
+
+def _is_tracked(path: Path) -> bool:
+    return path[:1] not in UNTRACKED and path[:2] not in UNTRACKED
 
 
 def _collect(value: Any, shape: Type, path: Path, found: dict[Path, Any]) -> None:
@@ -64,9 +69,55 @@ def _collect(value: Any, shape: Type, path: Path, found: dict[Path, Any]) -> Non
 
 def _item_step(item: Any, shape: List) -> str:
     if shape.set or not isinstance(item, dict):
-        return "v:" + json.dumps(item, separators=(",", ":"))
+        return "v:" + orjson.dumps(item).decode()
     keys = {key: item.get(key, "TCP" if key == "protocol" else None) for key in sorted(shape.keys)}
-    return "k:" + json.dumps(keys, separators=(",", ":"))
+    return "k:" + orjson.dumps(keys).decode()
+
+
+def differences(old: Object, new: Object, shape: Type) -> tuple[Fields, Fields]:
+    """The paths whose value is new or another, and those that are gone. What is equal is not looked into."""
+    changed: dict[Path, Any] = {}
+    gone: dict[Path, Any] = {}
+    _differ(old, new, shape, (), changed=changed, gone=gone)
+    return (
+        frozenset(path for path in changed if _is_tracked(path)),
+        frozenset(path for path in gone.keys() - changed.keys() if _is_tracked(path)),
+    )
+
+
+def _differ(old: Any, new: Any, shape: Type, path: Path, *, changed: dict[Path, Any], gone: dict[Path, Any]) -> None:
+    if old == new:
+        return
+    old_parts, new_parts = _parts(old, shape), _parts(new, shape)
+    if not old_parts or not new_parts:
+        _collect(old, shape, path, gone)
+        _collect(new, shape, path, changed)
+        return
+    for step, (part, part_shape) in new_parts.items():
+        if step in old_parts:
+            _differ(old_parts[step][0], part, part_shape, (*path, step), changed=changed, gone=gone)
+        else:
+            _collect_part(part, part_shape, (*path, step), changed)
+    for step, (part, part_shape) in old_parts.items():
+        if step not in new_parts:
+            _collect_part(part, part_shape, (*path, step), gone)
+
+
+def _parts(value: Any, shape: Type) -> dict[str, tuple[Any, Type]]:
+    """The parts that are owned one by one, with their shapes; none for what is one value."""
+    if isinstance(value, dict) and not (isinstance(shape, Obj) and shape.atomic):
+        return {f"f:{key}": (item, child(shape, key)) for key, item in value.items()}
+    if isinstance(value, list) and isinstance(shape, List) and (shape.keys or shape.set):
+        return {_item_step(item, shape): (item, shape.item) for item in value}
+    return {}
+
+
+def _collect_part(part: Any, shape: Type, path: Path, found: dict[Path, Any]) -> None:
+    """A field's paths; those of an item with the item itself, which is owned beside its fields."""
+    if not path[-1].startswith("f:"):
+        found[path] = None
+    if path[-1].startswith(("f:", "k:")):
+        _collect(part, shape, path, found)
 
 
 def to_trie(fields: Fields) -> Object:
@@ -103,28 +154,28 @@ def owners(obj: Object) -> dict[Owner, Fields]:
     found: dict[Owner, Fields] = {}
     for entry in obj["metadata"].get("managedFields") or []:
         if isinstance(entry, dict) and entry.get("manager"):
-            owner = Owner(entry["manager"], entry.get("operation", "Update"), entry.get("subresource", ""))
-            found[owner] = from_trie(entry.get("fieldsV1"))
+            found[_owner(entry)] = from_trie(entry.get("fieldsV1"))
     return found
 
 
 def _with_owners(obj: Object, held: dict[Owner, Fields], api_version: str, now: str) -> Object:
-    """The object with these owners; an entry whose fields stay the same keeps its time."""
-    previous = {
-        Owner(e.get("manager", ""), e.get("operation", ""), e.get("subresource", "")): e
-        for e in obj["metadata"].get("managedFields") or []
-    }
+    """The object with these owners; an entry whose fields stay the same stays as it is."""
+    before = owners(obj)
+    previous = {_owner(entry): entry for entry in obj["metadata"].get("managedFields") or [] if isinstance(entry, dict)}
     entries = []
     for owner, fields in held.items():
-        if fields:
-            entry = _entry(owner, fields, api_version, now)
-            old = previous.get(owner, {})
-            same = old.get("fieldsV1") == entry["fieldsV1"]
-            entries.append({**entry, "time": old["time"]} if same and "time" in old else entry)
+        if fields and fields == before.get(owner):
+            entries.append(previous[owner])
+        elif fields:
+            entries.append(_entry(owner, fields, api_version, now))
     metadata = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
     if entries:
         metadata["managedFields"] = entries
     return {**obj, "metadata": metadata}
+
+
+def _owner(entry: Object) -> Owner:
+    return Owner(entry.get("manager", ""), entry.get("operation", "Update"), entry.get("subresource", ""))
 
 
 def _entry(owner: Owner, fields: Fields, api_version: str, now: str) -> Object:
@@ -145,10 +196,7 @@ def track_update(
     before: Object | None, obj: Object, shape: Type, writer: Owner, *, api_version: str, now: str
 ) -> Object:
     """The object after a write that is not an apply: the writer owns what changed, nobody owns what is gone."""
-    old = leaves(before, shape) if before is not None else {}
-    new = leaves(obj, shape)
-    changed = frozenset(path for path, value in new.items() if path not in old or old[path] != value)
-    gone = frozenset(old.keys() - new.keys())
+    changed, gone = differences(before or {}, obj, shape)
     if not changed and not gone and before is not None:
         return obj
     held = {owner: fields - gone - changed for owner, fields in owners(obj).items()}
