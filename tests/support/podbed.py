@@ -73,7 +73,10 @@ class Bed:
         self.dataplane = Dataplane(
             nft or self.nft,
             self._config,
-            FrameSettings(mark_mask=self._config.mark_mask),
+            FrameSettings(
+                mark_mask=self._config.mark_mask,
+                drop_log_group=self._config.drop_log_group if self._config.drop_log else None,
+            ),
             Metrics(),
             node_name="node-0",
             kinds=KINDS,
@@ -233,7 +236,7 @@ class Bed:
 
     async def _ask(self, wanted: list[tuple[Probe, bool]]) -> None:
         wrong = await self.ask(wanted)
-        assert not wrong, "\n".join([*wrong[:40], await self.nft.text()])
+        assert not wrong, "\n".join(wrong[:40])
 
     def _name(self, ip: str) -> str:
         return next((f"{place.name} ({ip})" for place in self.places.values() if ip in place.ips), ip)

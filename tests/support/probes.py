@@ -5,6 +5,7 @@ silence for a short time is a denial, and what should have answered but did not 
 """
 
 import enum
+import errno
 import itertools
 import os
 import select
@@ -70,7 +71,8 @@ class _Flight:
     def _start_tcp(self, family: int) -> None:
         self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
-        self.sock.connect_ex((self.probe.dst, self.probe.port))
+        number = self.sock.connect_ex((self.probe.dst, self.probe.port))
+        assert number in (0, errno.EINPROGRESS), f"{self.probe}: {os.strerror(number)}"
 
     def _start_udp(self, family: int) -> None:
         self.sock = socket.socket(family, socket.SOCK_DGRAM)
