@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
-from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE
+from pyroute2.netlink.rtnl import (
+    RTM_DELLINK,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+)
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
@@ -35,6 +43,7 @@ FORMATS = {
     RTM_GETLINK: ifinfmsg,
     RTM_NEWADDR: ifaddrmsg,
     RTM_NEWROUTE: rtmsg,
+    RTM_GETROUTE: rtmsg,
     RTM_NEWNEIGH: ndmsg,
 }
 
@@ -101,6 +110,18 @@ def run(netlink: socket.socket, requests: Sequence[Request]) -> None:
                 failure = RtnetlinkError(request.what, number, reason)
     if failure:
         raise failure
+
+
+def ask(netlink: socket.socket, request: Request) -> bytes | None:
+    """The answer to a query for one object, header included; None where the kernel has none (or refuses)."""
+    netlink.send(request.numbered(0))
+    answer: bytes | None = None
+    while True:
+        data = netlink.recv(RECEIVE_BYTES)
+        failures = _acknowledgements(data)
+        if failures:
+            return None if failures[0][1] else answer
+        answer = data
 
 
 def _acknowledgements(data: bytes) -> list[tuple[int, int, str]]:

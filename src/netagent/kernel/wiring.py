@@ -12,15 +12,24 @@ import asyncio
 import contextlib
 import re
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from errno import ENODEV
+from errno import ENODEV, ETIMEDOUT
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute, NetlinkError
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
-from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE
+from pyroute2.netlink.rtnl import (
+    RTM_DELLINK,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+)
 
 from netagent.core.cni import GATEWAY_V4, GATEWAY_V6, HOST_MAC
 from netagent.kernel import rtbatch
@@ -35,8 +44,10 @@ ROUTE_PROTOCOL = 0x4E
 LINK_NAME = re.compile(r"nap[0-9a-f]{12}")
 WORKERS = 4
 """Threads that wire. The kernel does one such thing at a time (RTNL); more threads would only wait."""
-MAX_ALIAS = 255
-"""IFALIASZ - 1."""
+LOCAL_ROUTE_TIMEOUT_S = 10.0
+LOCAL_ROUTE_POLL_S = 0.0005
+MAX_ALIAS = 254
+"""IFALIASZ - 1, and the zero that pyroute2 adds."""
 
 CREATE = NLM_F_CREATE | NLM_F_EXCL
 REPLACE = NLM_F_CREATE | NLM_F_REPLACE
@@ -47,7 +58,10 @@ RTNH_F_ONLINK = 4
 RTM_F_FIB_MATCH = 0x2000
 RT_TABLE_MAIN = 254
 RT_SCOPE_LINK = 253
+RTM_TYPE_OFFSET = 16 + 7
+"""Of rtm_type in an answer: after nlmsghdr and seven bytes of rtmsg."""
 RTN_UNICAST = 1
+RTN_LOCAL = 2
 RTPROT_BOOT = 3
 
 SYSCTL = Path("/proc/sys/net")
@@ -260,6 +274,25 @@ def _wire_pod_side(endpoint: Endpoint) -> None:
         _set("ipv6", "lo", disable_ipv6=0)
     with rtbatch.open_socket() as netlink:
         rtbatch.run(netlink, _pod_side(endpoint, socket.if_nametoindex(endpoint.ifname)))
+        for ip in endpoint.ips:
+            _await_local(netlink, ip)
+
+
+def _await_local(netlink: socket.socket, ip: str) -> None:
+    """Wait until packets to the address are taken in.
+
+    The kernel answers "done" for an IPv6 address before a workqueue has made its local route (addrconf_dad_work, also
+    without duplicate detection). On a busy node a pod's first packets would be lost.
+    """
+    query = Request(f"look up {ip}", RTM_GETROUTE, 0, {"family": _family(ip), "dst_len": _bits(ip)}, [("RTA_DST", ip)])
+    deadline_s = time.monotonic() + LOCAL_ROUTE_TIMEOUT_S
+    while True:
+        answer = rtbatch.ask(netlink, query)
+        if answer and answer[RTM_TYPE_OFFSET] == RTN_LOCAL:
+            return
+        if time.monotonic() > deadline_s:
+            raise RtnetlinkError(f"take in packets to {ip} within {LOCAL_ROUTE_TIMEOUT_S:g} s", ETIMEDOUT, "")
+        time.sleep(LOCAL_ROUTE_POLL_S)
 
 
 def _set(family: str, link: str, **values: int) -> None:

@@ -18,12 +18,12 @@ from netagent.agent.cni import CniServer
 from netagent.agent.cnisocket import SocketError, exclusive_socket
 from netagent.cni import install
 from netagent.config import CniConfig
-from netagent.core.cni import VERSIONS, host_ifname
+from netagent.core.cni import VERSIONS, host_ifname, pod_mac
 from netagent.disk.allocations import Allocations
 from netagent.kernel import wiring
 from netagent.kernel.netns import open_netns, run_in_netns
 from netagent.ports import NetagentError, PodNetState
-from netagent.records import Endpoint
+from netagent.records import Endpoint, Key
 
 pytestmark = pytest.mark.kernel
 
@@ -241,6 +241,29 @@ async def test_packets_between_pods_and_node_in_both_families(bed: Bed, pod_netn
             assert exchange(client, server, pod) == (node, pod)
         with udp_socket(one, pod) as client, udp_socket(None, node) as server:
             assert exchange(client, server, node) == (pod, node)
+
+
+def test_the_first_packet_after_wiring_arrives(pod_netns: Netns) -> None:
+    """Each round sends one datagram the moment wiring is done; none may be lost."""
+    sh("ip", "address", "replace", "192.0.2.7/32", "dev", "lo")
+    sh("ip", "address", "replace", "fd99::7/128", "dev", "lo")
+    endpoint = Endpoint(
+        pod=Key("default", "web"),
+        pod_uid="",
+        container_id="web",
+        ifname="eth0",
+        host_ifname=host_ifname("web", "eth0"),
+        ips=("10.77.0.9", "fd77::9"),
+        netns=pod_netns("web"),
+        mac=pod_mac("web", "eth0"),
+    )
+    with udp_socket(endpoint.netns, "::") as server, udp_socket(None, "::") as client:
+        for number in range(40):
+            wiring.wire(endpoint, 1450)
+            for ip in ("fd77::9", "::ffff:10.77.0.9"):
+                client.sendto(b"%d" % number, (ip, server.getsockname()[1]))
+                assert server.recvfrom(16)[0] == b"%d" % number
+    wiring.unwire(endpoint.host_ifname)
 
 
 async def test_policy_is_admitted_before_any_link_exists(bed: Bed, pod_netns: Netns) -> None:
