@@ -6,7 +6,6 @@ once. Ports are those that destinations declare, the ends of those that the poli
 Everything is bounded; a report says where it stopped.
 """
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct, field, structs
@@ -15,21 +14,16 @@ from netagent.core.explain import judge
 from netagent.core.judgement import Flow, admits, exempt, isolating, peer_missing, permits
 from netagent.core.parties import ASKABLE, ICMP, Cluster, Party, by_namespace, parties, party_at
 from netagent.core.peersets import version_of
-from netagent.core.policy import BlockPeer, Direction, Peer, Policy, PortRange, Rule
+from netagent.core.policy import Direction, Peer, Policy, Rule
+from netagent.core.probes import Asked, other_port, outside, ports_of
 from netagent.records import Key, Pod
 
-MAX_JUDGED = 50_000
-"""Flows judged in full, before and after: some seconds of one core."""
+MAX_JUDGED = 1_000_000
+"""Flows judged: some seconds of one core."""
+MAX_PAIRS = 100_000
+"""Changing pairs that are counted."""
 MAX_ROWS = 1000
-"""Pairs and cut flows listed."""
-MAX_PORTS = 32
-"""Ports asked per pair."""
-MAX_SAMPLES = 32
-"""Addresses outside the cluster that stand for ipBlocks."""
-OUTSIDE = ("192.0.2.1", "2001:db8::1")
-"""Documentation addresses (RFC 5737, RFC 3849): somebody in the internet."""
-OTHER_PORTS = range(65535, 65435, -1)
-"""Where a port that nobody names is looked for."""
+"""Pairs and cut flows that are listed."""
 ENDED = ("TIME_WAIT", "CLOSE")
 
 
@@ -144,12 +138,13 @@ def simulate(cluster: Cluster, proposal: Proposal, flows: Iterable[OpenFlow]) ->
     )
 
 
-class _Group(Struct, gc=False):
-    """Subjects that the same policies isolate, before and after, and that declare the same ports."""
+class _Side(Struct, gc=False):
+    """Pods that the same policies isolate in a direction, before and after, and that declare the same ports."""
 
     rules: tuple[list[Rule] | None, list[Rule] | None]
-    """Before and after; None: not isolated."""
-    members: list[Party] = field(default_factory=list)
+    """Before and after; None: not isolated; empty: nothing passes."""
+    verdicts: dict[tuple[str, str, int | None], tuple[bool, bool]] = field(default_factory=dict)
+    """(address of the other end, protocol, port) -> allowed before and after."""
 
 
 class _Run(Struct):
@@ -163,17 +158,16 @@ class _Run(Struct):
     changes: dict[tuple[str, str, int], dict[str, bool]] = field(default_factory=dict)
     """(source, destination, version) -> port -> whether it is allowed afterwards, of those that change."""
     affected: set[Key] = field(default_factory=set)
-    _seen: set[tuple[str, str, str, int | None]] = field(default_factory=set)
+    _sides: dict[object, _Side] = field(default_factory=dict)
+    _side_of: dict[tuple[Direction, str], _Side] = field(default_factory=dict)
 
     def compare(self) -> None:
         """Judge every flow that can change."""
         everyone = [party for key in self.before.pods for party in _addresses(self.before, key)]
-        peers = everyone + _outside(self.before, self.touched)
+        peers = everyone + outside(self.before, self.touched)
         for direction in Direction:
-            for group in self._groups(direction, everyone):
-                self._compare_group(direction, group, peers)
-                if "judged" in self.capped:
-                    return
+            for members in self._affected(direction, everyone):
+                self._compare(direction, members, peers)
 
     def cut(self, flows: Iterable[OpenFlow]) -> tuple[list[CutFlow], int]:
         """Open flows that were allowed and would not be, and how many were looked at."""
@@ -196,33 +190,52 @@ class _Run(Struct):
         ends = (flow.source.subject, flow.destination.subject)
         return any(pod is not None and pod.key in self.affected for pod in ends)
 
-    def _groups(self, direction: Direction, everyone: list[Party]) -> list[_Group]:
-        groups: dict[object, _Group] = {}
+    def _affected(self, direction: Direction, everyone: list[Party]) -> list[list[Party]]:
+        """Ends whose verdict in the direction can change, those of one side and IP version together."""
+        together: dict[tuple[int, int], list[Party]] = {}
         for party in everyone:
             pod = party.subject
-            if pod is None or not any(_selects(policy, pod, direction) for policy in self.touched):
-                continue
-            self.affected.add(pod.key)
-            before, after = (isolating(cluster, pod, direction) for cluster in (self.before, self.after))
-            key = (tuple(p.key for p in before), tuple(p.key for p in after), pod.ports, version_of(party.ip))
-            group = groups.setdefault(key, _Group((_rules(before, direction), _rules(after, direction))))
-            group.members.append(party)
-        return list(groups.values())
+            if pod is not None and any(_selects(policy, pod, direction) for policy in self.touched):
+                self.affected.add(pod.key)
+                side = self._side(direction, party)
+                together.setdefault((id(side), version_of(party.ip)), []).append(party)
+        return list(together.values())
 
-    def _compare_group(self, direction: Direction, group: _Group, peers: list[Party]) -> None:
-        asked = _peers_of(group)
-        other = _other_port(self.touched, group)
-        verdicts: dict[object, list[tuple[str, int | None, str]]] = {}
-        first = group.members[0]
+    def _side(self, direction: Direction, party: Party) -> _Side:
+        side = self._side_of.get((direction, party.ip))
+        if side is None:
+            identity, rules = self._side_rules(direction, party)
+            side = self._side_of[direction, party.ip] = self._sides.setdefault(identity, _Side(rules))
+        return side
+
+    def _side_rules(
+        self, direction: Direction, party: Party
+    ) -> tuple[object, tuple[list[Rule] | None, list[Rule] | None]]:
+        pod = party.subject
+        if party.unknown or pod is None:
+            return party.unknown, ([], []) if party.unknown else (None, None)
+        before, after = (isolating(cluster, pod, direction) for cluster in (self.before, self.after))
+        identity = (direction, tuple(one.key for one in before), tuple(one.key for one in after), pod.ports)
+        return identity, (_rules(before, direction), _rules(after, direction))
+
+    def _compare(self, direction: Direction, members: list[Party], peers: list[Party]) -> None:
+        """Members of one side against everybody."""
+        first = members[0]
+        side = self._side(direction, first)
+        asked = sorted({peer for rules in side.rules for rule in rules or () for peer in rule.peers or ()}, key=str)
+        other = other_port(self.touched, [rule for rules in side.rules for rule in rules or ()], first)
+        changing: dict[object, list[Asked]] = {}
         for peer in peers:
             if version_of(peer.ip) != version_of(first.ip):
                 continue
             kind = self._kind(peer, asked, direction)
-            if kind not in verdicts:
-                verdicts[kind] = self._changing(direction, group, peer, other)
-            for protocol, port, label in verdicts[kind]:
-                for member in group.members:
-                    if not self._judge(_flow(direction, member, peer, protocol, port), label):
+            if kind not in changing:
+                target = first if direction is Direction.INGRESS else peer
+                candidates = ports_of(target, self.touched, other)
+                changing[kind] = [one for one in candidates if len(set(self._verdict(direction, first, peer, one))) > 1]
+            for one in changing[kind]:
+                for member in members:
+                    if not self._judge(direction, member, peer, one):
                         return
 
     def _kind(self, peer: Party, asked: list[Peer], direction: Direction) -> object:
@@ -232,39 +245,36 @@ class _Run(Struct):
             return held
         owner = peer.owner
         named = owner is not None and owner.key.namespace in self.before.namespaces
-        return held, owner.ports if owner is not None else None, named
+        ports = peer.subject.ports if peer.subject is not None else None
+        return held, ports, owner.ports if owner is not None else None, named
 
-    def _changing(
-        self, direction: Direction, group: _Group, peer: Party, other: int | None
-    ) -> list[tuple[str, int | None, str]]:
-        """Protocol, port and its name, of those whose verdict in this direction differs."""
-        found = []
-        member = group.members[0]
-        target = member if direction is Direction.INGRESS else peer
-        for protocol, port, label in _ports(target, self.touched, other):
-            flow = _flow(direction, member, peer, protocol, port)
+    def _verdict(self, direction: Direction, member: Party, peer: Party, asked: Asked) -> tuple[bool, bool]:
+        """What the direction says before and after, of the member as the one whose policies judge."""
+        side, what = self._side(direction, member), (peer.ip, asked.protocol, asked.port)
+        verdict = side.verdicts.get(what)
+        if verdict is None:
+            flow = _flow(direction, member, peer, asked)
             before, after = (
                 rules is None or any(admits(cluster, rule, flow, direction) for rule in rules)
-                for cluster, rules in zip((self.before, self.after), group.rules, strict=True)
+                for cluster, rules in zip((self.before, self.after), side.rules, strict=True)
             )
-            if before != after:
-                found.append((protocol, port, label))
-        return found
+            verdict = side.verdicts[what] = (before, after)
+        return verdict
 
-    def _judge(self, flow: Flow, label: str) -> bool:
-        """Judge both directions of a flow before and after; False when enough were judged."""
-        identity = (flow.source.ip, flow.destination.ip, flow.protocol, flow.port)
-        if identity in self._seen:
-            return True
-        if self.judged >= MAX_JUDGED:
-            self.capped["judged"] = f"more than {MAX_JUDGED} flows can change; the others were not judged"
+    def _judge(self, direction: Direction, member: Party, peer: Party, asked: Asked) -> bool:
+        """Both directions of a flow before and after; False when enough were judged."""
+        if self.judged >= MAX_JUDGED or len(self.changes) >= MAX_PAIRS:
+            self.capped["judged"] = f"stopped at {self.judged} flows and {len(self.changes)} pairs; more may change"
             return False
-        self._seen.add(identity)
         self.judged += 1
-        before, after = allowed(self.before, flow), allowed(self.after, flow)
+        back = Direction.EGRESS if direction is Direction.INGRESS else Direction.INGRESS
+        here, there = self._verdict(direction, member, peer, asked), self._verdict(back, peer, member, asked)
+        before, after = here[0] and there[0], here[1] and there[1]
         if before != after:
-            pair = (flow.source.name, flow.destination.name, version_of(flow.source.ip))
-            self.changes.setdefault(pair, {})[label] = after
+            flow = _flow(direction, member, peer, asked)
+            if not exempt(self.before, flow):
+                pair = (flow.source.name, flow.destination.name, version_of(flow.source.ip))
+                self.changes.setdefault(pair, {})[asked.label] = after
         return True
 
 
@@ -273,9 +283,9 @@ def allowed(cluster: Cluster, flow: Flow) -> bool:
     return bool(exempt(cluster, flow)) or all(permits(cluster, flow, direction) for direction in Direction)
 
 
-def _flow(direction: Direction, member: Party, peer: Party, protocol: str, port: int | None) -> Flow:
+def _flow(direction: Direction, member: Party, peer: Party, asked: Asked) -> Flow:
     source, destination = (peer, member) if direction is Direction.INGRESS else (member, peer)
-    return Flow(source=source, destination=destination, protocol=protocol, port=port)
+    return Flow(source=source, destination=destination, protocol=asked.protocol, port=asked.port)
 
 
 def _addresses(cluster: Cluster, key: Key) -> list[Party]:
@@ -295,11 +305,6 @@ def _rules(policies: list[Policy], direction: Direction) -> list[Rule] | None:
     return [rule for policy in policies for rule in policy.rules[direction]] if policies else None
 
 
-def _peers_of(group: _Group) -> list[Peer]:
-    found = {peer for rules in group.rules for rule in rules or () for peer in rule.peers or ()}
-    return sorted(found, key=str)
-
-
 def _policy_change(cluster: Cluster, key: Key, before: Policy | None, after: Policy | None) -> PolicyChange:
     if before == after:
         action = "unchanged" if before is not None else "delete, but there is none"
@@ -312,70 +317,6 @@ def _policy_change(cluster: Cluster, key: Key, before: Policy | None, after: Pol
         if any(_selects(policy, pod) for policy in versions) and tuple(cluster.owned_ips(pod.key))
     ]
     return PolicyChange(str(key), action, len(selected))
-
-
-# What is asked
-
-
-def _ports(target: Party, touched: list[Policy], other: int | None) -> list[tuple[str, int | None, str]]:
-    """Protocol, port and its name for the report."""
-    pod = target.subject or target.owner
-    declared = {(one.protocol, one.number) for one in (pod.ports if pod is not None else ())}
-    numbers = sorted(declared) + sorted(_mentioned(touched) - declared)
-    asked: list[tuple[str, int | None, str]] = [
-        (protocol, number, f"{number}/{protocol}") for protocol, number in numbers[:MAX_PORTS]
-    ]
-    if other is not None:
-        asked += ((protocol, other, f"any other {protocol} port") for protocol in ("TCP", "UDP"))
-    return [*asked, (ICMP, None, ICMP)]
-
-
-def _mentioned(policies: Iterable[Policy]) -> set[tuple[str, int]]:
-    """First and last port of every range that the policies' rules name."""
-    return {
-        (port.protocol, number)
-        for port in _ranges(rule for policy in policies for rules in policy.rules.values() for rule in rules)
-        for number in (port.first, port.last)
-    }
-
-
-def _ranges(rules: Iterable[Rule]) -> Iterator[PortRange]:
-    for rule in rules:
-        for port in rule.ports or ():
-            if isinstance(port, PortRange) and port.first > 0:
-                yield port
-
-
-def _other_port(touched: list[Policy], group: _Group) -> int | None:
-    """A port that no rule in question names and no member declares."""
-    rules = [rule for policy in touched for several in policy.rules.values() for rule in several]
-    rules += [rule for several in group.rules for rule in several or ()]
-    pod = group.members[0].subject
-    declared = {port.number for port in (pod.ports if pod is not None else ())}
-    ranges = list(_ranges(rules))
-    for number in OTHER_PORTS:
-        if number not in declared and not any(port.first <= number <= port.last for port in ranges):
-            return number
-    return None
-
-
-def _outside(cluster: Cluster, touched: list[Policy]) -> list[Party]:
-    """Addresses outside the cluster: one of the internet, and the first of each block and except."""
-    blocks = sorted(
-        {
-            text
-            for policy in touched
-            for rules in policy.rules.values()
-            for rule in rules
-            for peer in rule.peers or ()
-            if isinstance(peer, BlockPeer)
-            for text in (peer.cidr, *peer.excepts)
-            if text not in ("0.0.0.0/0", "::/0")
-        }
-    )
-    samples = [*OUTSIDE, *(str(ipaddress.ip_network(text).network_address) for text in blocks)]
-    found = [party_at(cluster, ip) for ip in dict.fromkeys(samples)]
-    return [party for party in found if party.subject is None and not party.unknown and not party.node][:MAX_SAMPLES]
 
 
 # The report
@@ -420,7 +361,7 @@ def text(simulation: Simulation) -> str:
 def _lines(simulation: Simulation) -> Iterator[str]:
     yield "Nothing was applied."
     for policy in simulation.policies:
-        yield f"{policy.action} {policy.policy} (selects {policy.selects} pods)"
+        yield f"{policy.action} {policy.policy} (selects {policy.selects} {'pod' if policy.selects == 1 else 'pods'})"
     yield ""
     yield f"{simulation.pairs_total} pairs change verdict:" if simulation.pairs_total else "No verdict changes."
     for pair in simulation.pairs:
