@@ -13,7 +13,9 @@ import orjson
 from netagent.config import LogConfig
 
 
-class _Json(logging.Formatter):
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
@@ -31,7 +33,7 @@ def set_up(config: LogConfig) -> None:
     """Send every log of the process to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     if config.format == "json":
-        handler.setFormatter(_Json())
+        handler.setFormatter(JsonLines())
     else:
         text = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
         text.converter = time.gmtime

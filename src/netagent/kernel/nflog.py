@@ -146,10 +146,11 @@ class NflogReader:
                 code = self._acknowledged(sequence)
             except (OSError, MalformedError) as error:
                 raise NfnetlinkError(f"NFLOG group {group}: {error}. Nothing is read from it.") from None
-            if code == errno.EBUSY:
+            if code in (errno.EPERM, errno.EBUSY):
                 raise NfnetlinkError(
-                    f"NFLOG group {group} is read by another program. Denied packets are dropped but not logged; "
-                    "give policy.drop_log_group another number."
+                    f"NFLOG group {group} is read by another program, or CAP_NET_ADMIN is missing "
+                    f"({os.strerror(code)}). Denied packets are dropped but not logged; give policy.drop_log_group "
+                    "another number."
                 )
             if code:
                 raise NfnetlinkError(f"NFLOG group {group}: {os.strerror(code)}. Denied packets are not logged.")
