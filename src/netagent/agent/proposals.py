@@ -22,6 +22,7 @@ BODY_MAX_BYTES = 1 << 20
 DEPTH_MAX = 50
 """Nesting of a document; a NetworkPolicy needs about ten."""
 API_VERSION = "networking.k8s.io/v1"
+SPEC_FIELDS = ("podSelector", "policyTypes", "ingress", "egress")
 DEFAULT_NAMESPACE = "default"
 
 
@@ -102,6 +103,10 @@ def _policy(where: str, document: Any, problems: list[str], *, named_only: bool)
     if found != (API_VERSION, "NetworkPolicy"):
         problems.append(f"{where}: apiVersion {found[0]!r}, kind {found[1]!r}. Accepted: {API_VERSION}, NetworkPolicy")
         return None
+    faults = [] if named_only else list(_spec_faults(document.get("spec")))
+    if faults:
+        problems.extend(f"{where}: {fault}" for fault in faults)
+        return None
     metadata = document.get("metadata")
     if isinstance(metadata, dict):
         document = {**document, "metadata": {**metadata, "namespace": metadata.get("namespace") or DEFAULT_NAMESPACE}}
@@ -116,6 +121,19 @@ def _policy(where: str, document: Any, problems: list[str], *, named_only: bool)
         problems.extend(f"{where}, NetworkPolicy {policy.key}: {problem}" for problem in policy.problems)
         return None
     return policy
+
+
+def _spec_faults(spec: Any) -> Iterator[str]:
+    """What a watch passes over because the API server has checked it before."""
+    if not isinstance(spec, dict):
+        yield f"spec is a {type(spec).__name__}. Accepted: a mapping with podSelector"
+        return
+    for name in (name for name in spec if name not in SPEC_FIELDS):
+        yield f"spec.{name}: no such field. Accepted: {', '.join(SPEC_FIELDS)}"
+    types = spec.get("policyTypes")
+    for one in types if isinstance(types, list) else ():
+        if one not in ("Ingress", "Egress"):
+            yield f"spec.policyTypes: {one!r}. Accepted: Ingress, Egress"
 
 
 class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
