@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netagent.kernel.nflog import PACKET, LoggedPacket, NflogReader
+from netagent.kernel.nflog import PACKET, LoggedPacket, PacketStream
 from netagent.kernel.nfnetlink import MalformedError, attribute, attributes, message, messages, number, text
-from netagent.kernel.nfwatch import NEWGEN, NftWatch, TableChange
+from netagent.kernel.nfwatch import NEWGEN, Notifications, TableChange
 
 NEWTABLE = 10 << 8
 
@@ -27,20 +27,8 @@ def _generation(portid: int, pid: int = 77, name: bytes = b"nft\0") -> bytes:
 
 
 @pytest.fixture
-def watch() -> NftWatch:
-    made = object.__new__(NftWatch)  # without the socket
-    made._name = b"netagent\0"
-    made._own = frozenset({5})
-    made._touched_by = None
-    made.refresh = lambda: None  # type: ignore[method-assign]
-    return made
-
-
-@pytest.fixture
-def reader() -> NflogReader:
-    made = object.__new__(NflogReader)
-    made._next = None
-    return made
+def watch() -> Notifications:
+    return Notifications("netagent", lambda portid: portid == 5)
 
 
 def test_attributes_round() -> None:
@@ -72,27 +60,26 @@ def test_messages_that_do_not_add_up(raw: bytes) -> None:
         list(messages(raw))
 
 
-def test_foreign_commit(watch: NftWatch) -> None:
+def test_foreign_commit(watch: Notifications) -> None:
     assert watch.read(_touch("netagent", 8)) is None
     assert watch.read(_generation(8)) == TableChange(9, 77, "nft")
     assert watch.read(_generation(8)) is None, "said once"
 
 
-def test_commits_that_are_not_drift(watch: NftWatch) -> None:
+def test_commits_that_are_not_drift(watch: Notifications) -> None:
     for touch in (_touch("netagent", 5), _touch("netagent2", 8), _touch("netagent", 8, family=2), _touch("kube", 8)):
         assert watch.read(touch) is None
         assert watch.read(_generation(8)) is None
 
 
-def test_commit_between_ours(watch: NftWatch) -> None:
+def test_commit_between_ours(watch: Notifications) -> None:
     datagram = _touch("netagent", 5) + _generation(5) + _touch("netagent", 8) + _generation(8) + _touch("netagent", 5)
     assert watch.read(datagram) == TableChange(9, 77, "nft")
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_give_packets_or_are_counted(raw: bytes) -> None:
-    made = object.__new__(NflogReader)
-    made._next = None
+    made = PacketStream()
     for datagram in (raw, message(PACKET, 0, 1, family=2, body=raw)):
         batch = made.read(datagram)
         assert len(batch.packets) <= len(datagram) // 16 + 1
@@ -102,9 +89,8 @@ def test_any_bytes_give_packets_or_are_counted(raw: bytes) -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
     for datagram in (raw, message(NEWTABLE, 0, 1, family=1, body=raw), message(NEWGEN, 0, 1, family=0, body=raw)):
-        made = object.__new__(NftWatch)
-        made._name, made._own, made._touched_by = b"netagent\0", frozenset(), 0
-        made.refresh = lambda: None  # type: ignore[method-assign]
+        made = Notifications("netagent", lambda _: False)
+        made.read(_touch("netagent", 0))
         try:
             made.read(datagram)
         except MalformedError:
@@ -116,14 +102,16 @@ def _logged(sequence: int) -> bytes:
     return message(PACKET, 0, 0, family=2, body=body)
 
 
-def test_logged_packets_and_gaps(reader: NflogReader) -> None:
+def test_logged_packets_and_gaps() -> None:
+    reader = PacketStream()
     batch = reader.read(_logged(0xFFFFFFFE) + _logged(0xFFFFFFFF))
     assert batch.packets[0] == LoggedPacket("k_x", b"payload", 0, 0, 0, 0xFFFFFFFE)
     assert (batch.lost, batch.malformed) == (0, 0)
     assert reader.read(_logged(3)).lost == 3
 
 
-def test_one_bad_packet_costs_only_itself(reader: NflogReader) -> None:
+def test_one_bad_packet_costs_only_itself() -> None:
+    reader = PacketStream()
     bad = message(PACKET, 0, 0, family=2, body=attribute(4, b"short"))
     batch = reader.read(_logged(1) + bad + _logged(2) + b"\x01")
     assert [one.sequence for one in batch.packets] == [1, 2]

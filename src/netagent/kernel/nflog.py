@@ -72,12 +72,44 @@ class Batch(Struct, frozen=True, gc=False):
     """Messages that could not be read."""
 
 
+class PacketStream:
+    """Reads the datagrams of one group in their order."""
+
+    def __init__(self) -> None:
+        self._next: int | None = None
+        """Sequence number that is due."""
+
+    def read(self, datagram: bytes) -> Batch:
+        """The packets of a datagram; what cannot be read is counted and left."""
+        packets, lost, malformed = [], 0, 0
+        try:
+            for one in messages(datagram):
+                if one.type != PACKET:
+                    continue
+                try:
+                    packet = parse_packet(one)
+                except MalformedError:
+                    malformed += 1
+                    continue
+                lost += self._gap(packet.sequence)
+                packets.append(packet)
+        except MalformedError:
+            malformed += 1
+        return Batch(tuple(packets), lost, malformed)
+
+    def _gap(self, sequence: int | None) -> int:
+        if sequence is None:
+            return 0
+        expected, self._next = self._next, (sequence + 1) & 0xFFFFFFFF
+        return (sequence - expected) & 0xFFFFFFFF if expected is not None else 0
+
+
 class NflogReader:
     """A bound group; a context manager."""
 
     def __init__(self, group: int, copy_bytes: int = 128) -> None:
         """Raises NfnetlinkError: the group is taken, or no permission."""
-        self._next: int | None = None
+        self._packets = PacketStream()
         self._socket = open_socket(RECEIVE_BYTES)
         try:
             self._socket.settimeout(ACK_TIMEOUT_S)
@@ -105,31 +137,7 @@ class NflogReader:
             if error.errno == errno.ENOBUFS:  # how many is told by the gap in the sequence
                 return Batch(())
             raise NfnetlinkError(f"reading logged packets: {error.strerror}.") from None
-        return self.read(datagram)
-
-    def read(self, datagram: bytes) -> Batch:
-        """The packets of a datagram; what cannot be read is counted and left."""
-        packets, lost, malformed = [], 0, 0
-        try:
-            for one in messages(datagram):
-                if one.type != PACKET:
-                    continue
-                try:
-                    packet = parse_packet(one)
-                except MalformedError:
-                    malformed += 1
-                    continue
-                lost += self._gap(packet.sequence)
-                packets.append(packet)
-        except MalformedError:
-            malformed += 1
-        return Batch(tuple(packets), lost, malformed)
-
-    def _gap(self, sequence: int | None) -> int:
-        if sequence is None:
-            return 0
-        expected, self._next = self._next, (sequence + 1) & 0xFFFFFFFF
-        return (sequence - expected) & 0xFFFFFFFF if expected is not None else 0
+        return self._packets.read(datagram)
 
     def _bind(self, group: int, copy_bytes: int) -> None:
         requests = (

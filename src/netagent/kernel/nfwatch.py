@@ -62,15 +62,48 @@ class Missed(Struct, frozen=True, gc=False):
     reason: str
 
 
+class Notifications:
+    """Reads the group's datagrams in their order."""
+
+    def __init__(self, table: str, is_own: Callable[[int], bool]) -> None:
+        """`table` is of the inet family; `is_own` says whether a port ID is of our process."""
+        self._name = table.encode() + b"\0"
+        self._is_own = is_own
+        self._touched_by: int | None = None
+        """Port ID of the foreign commit that touched our table and whose end is still to come."""
+
+    def read(self, datagram: bytes) -> TableChange | None:
+        """What a datagram tells of our table. Raises MalformedError."""
+        if self._touched_by is None and self._name not in datagram:
+            return None
+        changed = None
+        for message in messages(datagram):
+            if message.type == NEWGEN:
+                if message.portid == self._touched_by:
+                    changed = _change(message)
+                self._touched_by = None
+            elif self._touched_by is None and self._is_ours(message) and not self._is_own(message.portid):
+                self._touched_by = message.portid
+        return changed
+
+    def forget(self) -> None:
+        """Something was lost in between."""
+        self._touched_by = None
+
+    def _is_ours(self, message: Message) -> bool:
+        if message.type >> 8 != SUBSYSTEM_NFTABLES or message.family != NFPROTO_INET:
+            return False
+        return attributes(message.body).get(NFTA_TABLE) == self._name
+
+
 class NftWatch:
     """An open subscription."""
 
     def __init__(self, table: str, *, own: Callable[[], frozenset[int]] = own_portids) -> None:
         """Raises NfnetlinkError. `table` is of the inet family; `own` tells the port IDs of our own sockets."""
-        self._name = table.encode() + b"\0"
+        self._notifications = Notifications(table, self._made_by_us)
         self._list_own = own
         self._own: frozenset[int] = frozenset()
-        self._touched_by: int | None = None
         self._in_a_row = 0
         self._socket = open_socket(RECEIVE_BYTES)
         try:
@@ -105,36 +138,17 @@ class NftWatch:
                 await asyncio.sleep(0)
             try:
                 datagram = await loop.sock_recv(self._socket, DATAGRAM_BYTES)
-                change = self.read(datagram)
+                change = self._notifications.read(datagram)
             except MalformedError as error:
-                self._touched_by = None
+                self._notifications.forget()
                 return Missed(str(error))
             except OSError as error:
-                self._touched_by = None
+                self._notifications.forget()
                 if error.errno == errno.ENOBUFS:
                     return Missed("more changes of nftables at once than the receive buffer holds")
                 raise NfnetlinkError(f"watching changes of nftables: {error.strerror}.") from None
             if change is not None:
                 return change
-
-    def read(self, datagram: bytes) -> TableChange | None:
-        """What a datagram tells of our table. Raises MalformedError."""
-        if self._touched_by is None and self._name not in datagram:
-            return None
-        changed = None
-        for message in messages(datagram):
-            if message.type == NEWGEN:
-                if message.portid == self._touched_by:
-                    changed = _change(message)
-                self._touched_by = None
-            elif self._touched_by is None and self._is_ours(message) and not self._made_by_us(message.portid):
-                self._touched_by = message.portid
-        return changed
-
-    def _is_ours(self, message: Message) -> bool:
-        if message.type >> 8 != SUBSYSTEM_NFTABLES or message.family != NFPROTO_INET:
-            return False
-        return attributes(message.body).get(NFTA_TABLE) == self._name
 
     def _made_by_us(self, portid: int) -> bool:
         if portid not in self._own:

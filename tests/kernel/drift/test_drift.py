@@ -26,6 +26,7 @@ async def _rule_handle(chain: str) -> str:
 MEDDLING = {
     "flush": [f"flush table {TABLE}"],
     "delete": [f"delete table {TABLE}"],
+    "flush ruleset": ["flush ruleset"],
     "policy of a base chain": [f"chain {TABLE} forward {{ policy drop; }}"],
     "element removed": [f"delete element {TABLE} local4 {{ 10.244.0.10 }}"],
     "element added": [f"add element {TABLE} source4 {{ napfoo . 192.0.2.1 }}"],
