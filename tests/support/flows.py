@@ -168,3 +168,20 @@ def _stream(sock: socket.socket) -> bytes:
     if not data:
         time.sleep(POLL_S)
     return data
+
+
+def flood(src: Place, dst: str, receiver: Place, port: int) -> Flow:
+    """UDP from a place to an address, begun whether or not anybody is connected yet."""
+    family = _family(6 if ":" in dst else 4)
+
+    def make(wildcard: str) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
+        if wildcard:
+            sock.bind((wildcard, port))
+        sock.settimeout(POLL_S)
+        return sock
+
+    receiving = receiver.inside(lambda: make("::" if family == socket.AF_INET6 else "0.0.0.0"))
+    sending = src.inside(lambda: make(""))
+    return Flow(lambda record: sending.sendto(record, (dst, port)), lambda: receiving.recv(2048), sending, receiving)

@@ -159,7 +159,7 @@ class Bed:
         number = next(self._numbers)
         net = 1 if remote else 0
         addresses = ips or (f"10.244.{net}.{number}", str(IPv6Address(f"fd00:10:244:{net}::{number:x}")))
-        place = new_place(name, addresses, "rem" if remote else "nap")
+        place = new_place(name, addresses, "rem" if remote else "nap" if self._wired_by_cni else "veth")
         record = words.pod(name, *addresses, labels=labels, ports=ports, node="node-1" if remote else "node-0")
         self.cluster.pods[record.key] = record
         self.dataplane.apply(words.put(record))

@@ -88,6 +88,8 @@ def told(prefix: str, group: int | None) -> tuple[str, ...]:
 def _forward(mask: int) -> dict[str, ChainDecl]:
     keep = ~mask & 0xFFFFFFFF
     stamp = f"ct mark set ct mark and {keep:#010x} or {GENERATION}"
+    # A denied flow that goes on trying would pass when its generation's value returns.
+    forget = f"ct mark set ct mark and {keep:#010x}"
     return {
         "forward": ChainDecl(
             (
@@ -123,8 +125,8 @@ def _forward(mask: int) -> dict[str, ChainDecl]:
                 "ip6 daddr vmap @ingress6",
             )
         ),
-        DENIED[Direction.INGRESS]: ChainDecl(("counter name denied_ingress drop",)),
-        DENIED[Direction.EGRESS]: ChainDecl(("counter name denied_egress drop",)),
+        DENIED[Direction.INGRESS]: ChainDecl((forget, "counter name denied_ingress drop")),
+        DENIED[Direction.EGRESS]: ChainDecl((forget, "counter name denied_egress drop")),
     }
 
 
