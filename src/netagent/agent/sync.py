@@ -275,14 +275,19 @@ class Dataplane:
 
     async def _replacement(self) -> tuple[str, Stamp]:
         existing = await self._nft.inventory()
-        if self._stamp is not None:
-            stamp = self._stamp.next()
-        else:
-            stamp = after_kernel(self._config.mark_mask, existing.mark, time.time_ns() // 1_000_000)
+        stamp = self._first_of_table(existing)
         ruleset = self.compiler.ruleset
         bases = [name for name, chain in ruleset.chains.items() if chain.hook]
         anew = self._replacement_failed and existing.exists
         return replacement(ruleset.whole(), stamp.mark, existing, base_chains=bases, anew=anew), stamp
+
+    def _first_of_table(self, existing: TableInventory) -> Stamp:
+        """Neither our last generation nor the one in force: a transaction that failed may have been applied."""
+        kernels = after_kernel(self._config.mark_mask, existing.mark, time.time_ns() // 1_000_000)
+        if self._stamp is None:
+            return kernels
+        ours = self._stamp.next()
+        return ours.next() if existing.mark is not None and ours.next() == kernels else ours
 
     async def _run(self, script: str, stamp: Stamp, whole: bool) -> None:
         started_s, error = self._clock(), ""

@@ -19,17 +19,22 @@ REPLACEMENTS = 50
 
 
 class Refusing:
-    """The kernel refuses every transaction while `refuse` is set: it ends in an impossible command."""
+    """The kernel refuses every transaction while `refuse` is set: it ends in an impossible command.
+
+    With `lie` it takes them and we say that it did not, as when its answer is lost.
+    """
 
     def __init__(self, bed: Bed) -> None:
         self.inventory, self.counters, self.text = bed.nft.inventory, bed.nft.counters, bed.nft.text
-        self.refuse = False
+        self.refuse = self.lie = False
         self.refused = 0
         self._run = bed.nft.run
 
     async def run(self, commands: str) -> None:
         try:
             await self._run(commands + ("add rule inet netagent nowhere accept\n" if self.refuse else ""))
+            if self.lie:
+                raise NftError("the answer was lost")
         except NftError:
             self.refused += 1
             raise
@@ -120,6 +125,23 @@ async def test_recovery_by_replacement_opens_nothing(town: Bed) -> None:
     assert [flow.received for flow in denied] == [0, 0]
     await town.flowing(*kept)
     assert [flow.finish() for flow in kept] == [0, 0]
+
+
+async def test_a_transaction_whose_answer_was_lost_gives_no_flow_a_stamp_for_later(town: Bed) -> None:
+    await town.stop()
+    nft = Refusing(town)
+    await town.start(nft)
+    flow = town.flow(udp_forth(town.places["x/near"], town.places["x/server"], 9001))
+    await town.flowing(flow)
+    nft.lie = True
+    town.dataplane.apply(put(policy("x/q", selector(app="denied"), ingress=[])))
+    await town.until("the answer is lost", lambda: nft.refused > 0)
+    await town.flowing(flow)
+    town.dataplane.apply(put(policy("x/p", selector(app="server"), ingress=[])))
+    nft.lie = False
+    moment_ns = await town.put()
+    await asyncio.sleep(0.3)
+    assert flow.sent_after_and_received(moment_ns) == 0
 
 
 async def test_without_an_agent_the_kernel_keeps_the_last_state(town: Bed) -> None:
