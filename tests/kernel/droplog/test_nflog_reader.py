@@ -2,9 +2,15 @@
 
 import asyncio
 import socket
+import time
 
 import pytest
 
+from netagent.core.compiler import Compiler
+from netagent.core.droplog import parse
+from netagent.core.frame import FrameSettings
+from netagent.core.render import replacement
+from netagent.core.store import Store
 from netagent.kernel.nflog import NflogReader
 from netagent.kernel.nft import LibNftables
 
@@ -49,7 +55,8 @@ async def test_what_a_slow_reader_loses_is_counted() -> None:
         with NflogReader(GROUP) as reader:
             await asyncio.to_thread(_send, sent)
             await asyncio.sleep(0.5)
-            while seen + lost < sent:
+            deadline_s = time.monotonic() + 30
+            while seen + lost < sent and time.monotonic() < deadline_s:
                 try:
                     batch = await asyncio.wait_for(reader.receive(), 1)
                 except TimeoutError:
@@ -63,4 +70,22 @@ async def test_what_a_slow_reader_loses_is_counted() -> None:
         assert seen + lost == sent
     finally:
         await nft.run("delete table ip lost")
+        nft.close()
+
+
+async def test_vxlan_from_strangers_is_handed_over() -> None:
+    ruleset = Compiler(Store(), FrameSettings(vxlan_port=8472, drop_log_group=GROUP), "node-0").ruleset
+    bases = [name for name, chain in ruleset.chains.items() if chain.hook]
+    nft = LibNftables()
+    try:
+        await nft.run(replacement(ruleset.whole(), "0x10000", await nft.inventory(), base_chains=bases))
+        with NflogReader(GROUP) as reader:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+                out.sendto(bytes(50), ("127.0.0.1", 8472))
+            (packet,) = (await asyncio.wait_for(reader.receive(), 10)).packets
+        assert packet.prefix == "unknown_vtep"
+        assert parse(packet.payload).port == 8472
+        assert (await nft.counters())["unknown_vtep"].packets == 1
+    finally:
+        await nft.run("add table inet netagent\ndelete table inet netagent")
         nft.close()
