@@ -47,7 +47,7 @@ lab: setup
 
 # Runs NetworkPolicy cases with real connections: make netpol DIR=<directory> [CASES=<id or tag>]
 netpol: setup
-	$(PY) tests/netpol/run.py $(DIR) $(if $(CASES),--cases '$(CASES)')
+	PYTHONPATH=tests $(PY) -m netpol $(DIR) $(if $(CASES),--cases '$(CASES)')
 
 test: lint unit kernel contract lab netpol
 

@@ -6,8 +6,6 @@ import re
 import urllib.parse
 from typing import Any
 
-import model
-from model import Cell, Object, Pod
 from msgspec import Struct
 
 from netagent.lab.cluster import Lab
@@ -15,6 +13,8 @@ from netagent.lab.places import Place
 from netagent.lab.plan import Serving, node_plan, pools
 from netagent.lab.pods import HOLD, IP, SERVES
 from netagent.lab.probe import Target, Verdict
+from netpol import model
+from netpol.model import Cell, Object, Pod
 
 PLACEHOLDER = re.compile(
     r"\{\{(?:(?P<word>ip|nodeip|podcidr)(?P<six>6)?|cidr6-(?P<length6>\d+)|cidr(?P<length>\d+))"
@@ -243,7 +243,8 @@ class Player:
         await asyncio.sleep(SETTLE_S)
         places = await self._lab.places()
         deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
-        timeout_s, wrong = ROUND_TIMEOUT_S, {}
+        timeout_s = ROUND_TIMEOUT_S
+        wrong: dict[Cell, Verdict] = {}
         while True:
             whole_round = not wrong
             wrong = await self._wrong(list(wrong) or cells, places, timeout_s)

@@ -12,11 +12,10 @@ import time
 import traceback
 from pathlib import Path
 
-from model import Object, load, node_count
-from player import Outcome, Player
-
 from netagent.lab.cluster import Lab
 from netagent.lab.plan import Settings
+from netpol.model import Object, load, node_count
+from netpol.player import Outcome, Player
 
 JOBS = 4
 """Labs at once; each waits most of the time, for denied connections to stay unanswered."""

@@ -1,0 +1,1 @@
+"""NetworkPolicy cases as data, played in labs with real connections."""
