@@ -312,6 +312,14 @@ def test_namespace_without_object_matches_no_namespace_selector() -> None:
     assert misses(answer) == [("ns lost is not in this agent's view",)]
 
 
+def test_named_port_of_a_pod_whose_namespace_is_unknown_does_not_resolve() -> None:
+    """As in the kernel's sets, which are filled by namespace."""
+    orphan = pod(Key("lost", "x"), "10.244.2.7", node="n2", ports=(ContainerPort("sql", 5432, "TCP"),))
+    cluster = view(egress(rule(ports=(PolicyPort(port="sql"),))), more=(orphan,))
+    assert ask(cluster, "shop/web", "shop/db").verdict == "allow"
+    assert ask(cluster, "shop/web", "lost/x").verdict == "deny"
+
+
 def test_text_is_short_and_complete() -> None:
     text = explain.text(ask(view(ingress(rule(pods(app="admin"), ports=SQL))), "10.244.1.2", "shop/db", "80"))
     assert text.splitlines() == [
