@@ -49,7 +49,7 @@ class TestOwnership:
             assert store_of(words.pod("x/a", IP, phase=phase)).owner(IP) == Key("x", "a")
 
     def test_reuse_while_the_old_object_exists(self) -> None:
-        old, young = words.pod("x/old", IP, created=OLD), words.pod("y/young", IP, created=YOUNG)
+        old, young = words.pod("x/old", IP, created=OLD, uid="2"), words.pod("y/young", IP, created=YOUNG, uid="1")
         for order in ((old, young), (young, old)):
             store = store_of(*order)
             assert store.owner(IP) == young.key

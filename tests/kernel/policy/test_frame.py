@@ -124,8 +124,8 @@ def marks(*words: str) -> set[int]:
 async def test_other_bits_of_the_mark_and_other_traffic_are_left_alone(bed: Bed) -> None:
     await bed.nft.run(
         "add table inet marking\nadd chain inet marking prerouting { type filter hook prerouting priority mangle; }\n"
-        "add rule inet marking prerouting udp dport 7101-7109 ct mark set ct mark or 0x0000abcd\n"
-        "add rule inet marking prerouting udp dport 7109 ct mark set ct mark or 0x7fff0000\n"
+        "add rule inet marking prerouting udp dport 7101-7102 ct mark 0 ct mark set 0x0000abcd\n"
+        "add rule inet marking prerouting udp dport 7109 ct mark 0 ct mark set 0x7fffabcd\n"
     )
     try:
         pod, client = await bed.pod("x/a"), await bed.pod("x/b")

@@ -9,13 +9,15 @@ from msgspec import structs
 from netagent.records import Pod
 from support.flows import KINDS, Flow, udp_back, udp_forth
 from support.podbed import Bed
-from support.words import key, namespace, namespaces, pods, policy, rule, selector
+from support.words import key, namespace, namespaces, pods, policy, port, rule, selector
 
 pytestmark = pytest.mark.kernel
 
 CUT_S = 0.4
 """How long a cut flow is watched: some 400 packets of each kind."""
 NEAR = pods(role="near")
+PORTS = [port(9001, end=9030), port(9001, "UDP", end=9030)]
+"""Of the server: in a stream that only flows back they are the sender's."""
 TWO = namespaces(selector(team="two"), selector(role="ok"))
 
 Change = Callable[[Bed], Awaitable[int]]
@@ -33,16 +35,16 @@ async def town(bed: Bed) -> None:
 
 
 async def allow(bed: Bed) -> int:
-    return await bed.put(policy("x/p", selector(app="server"), ingress=[rule([NEAR, TWO])]))
+    return await bed.put(policy("x/p", selector(app="server"), ingress=[rule([NEAR, TWO], PORTS)]))
 
 
 async def policy_edited(bed: Bed) -> int:
-    return await bed.put(policy("x/p", selector(app="server"), ingress=[rule([NEAR])]))
+    return await bed.put(policy("x/p", selector(app="server"), ingress=[rule([NEAR], PORTS)]))
 
 
 async def policy_replaced(bed: Bed) -> int:
     await bed.remove(bed.cluster.policies[key("x/p")])
-    return await bed.put(policy("x/q", selector(app="server"), ingress=[rule([NEAR])]))
+    return await bed.put(policy("x/q", selector(app="server"), ingress=[rule([NEAR], PORTS)]))
 
 
 async def put_back(bed: Bed) -> int:
@@ -124,9 +126,9 @@ async def test_flows_stop_and_resume_and_the_neighbours_lose_nothing(bed: Bed, c
     take, give = CAUSES[cause]
     server = bed.places["x/server"]
     flows = {
-        f"{kind} from {name}": bed.flow(KINDS[kind](bed.places[name], server, port, version))
+        f"{kind} from {name}": bed.flow(KINDS[kind](bed.places[name], server, number, version))
         for name, first in (("y/here", 9001), ("y/far", 9011))
-        for port, kind in enumerate(KINDS if name == "y/here" else ("tcp_back", "udp_back"), first)
+        for number, kind in enumerate(KINDS if name == "y/here" else ("tcp_back", "udp_back"), first)
     }
     near = bed.places["x/near"]
     kept = [bed.flow(udp_forth(near, server, 9021, version)), bed.flow(udp_back(near, server, 9022, version))]
@@ -168,7 +170,7 @@ async def churned(bed: Bed, flows: list[Flow], rounds: int) -> None:
 async def test_churn_costs_an_allowed_flow_nothing(bed: Bed) -> None:
     await town(bed)
     server = bed.places["x/server"]
-    kept = [bed.flow(KINDS[kind](bed.places["x/near"], server, 9000 + n)) for n, kind in enumerate(KINDS)]
+    kept = [bed.flow(KINDS[kind](bed.places["x/near"], server, number)) for number, kind in enumerate(KINDS, 9001)]
     await bed.flowing(*kept)
     generation = bed.dataplane.generation
     await churned(bed, kept, rounds=40)

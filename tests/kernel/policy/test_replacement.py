@@ -33,11 +33,12 @@ class Refusing:
     async def run(self, commands: str) -> None:
         try:
             await self._run(commands + ("add rule inet netagent nowhere accept\n" if self.refuse else ""))
-            if self.lie:
-                raise NftError("the answer was lost")
         except NftError:
             self.refused += 1
             raise
+        if self.lie:
+            self.refused += 1
+            raise NftError("the answer was lost")
 
 
 @pytest_asyncio.fixture
