@@ -58,6 +58,8 @@ class Agent:
     async def _serve(self) -> None:
         app = web.Application()
         app.router.add_route("*", "/debug/{what}", self._answer)
+        app.router.add_get("/api/v1/namespaces/shop/services/db", self._service)
+        app.router.add_get("/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices", self._slices)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -66,6 +68,21 @@ class Agent:
         self._up.set()
         await self._stop.wait()
         await runner.cleanup()
+
+    async def _service(self, _: web.Request) -> web.Response:
+        """The API server's part."""
+        return web.json_response({"spec": {"ports": [{"name": "sql", "port": 80, "targetPort": 8080}]}})
+
+    async def _slices(self, request: web.Request) -> web.Response:
+        assert request.query["labelSelector"] == "kubernetes.io/service-name=db"
+        pod = {"kind": "Pod", "namespace": "shop", "name": "db"}
+        endpoints = [
+            {"addresses": ["10.244.0.3"], "targetRef": pod, "conditions": {"ready": True}},
+            {"addresses": ["10.244.0.9"], "conditions": {"ready": False}},
+            {"addresses": ["10.9.9.9"], "conditions": {}},
+        ]
+        ports = [{"name": "sql", "port": 8080, "protocol": "TCP"}, {"name": "x", "port": 1}]
+        return web.json_response({"items": [{"endpoints": endpoints, "ports": ports}]})
 
     async def _answer(self, request: web.Request) -> web.Response:
         self.asked.append((request.path, dict(request.query), await request.read()))
@@ -144,3 +161,32 @@ def test_file_that_is_not_there(run: Run, agent: Agent, capsys: pytest.CaptureFi
     assert run("simulate", "-f", "/nonexistent.yaml") == 1
     assert "/nonexistent.yaml: No such file or directory" in capsys.readouterr().err
     assert agent.asked == []
+
+
+@pytest.fixture
+def kubeconfig(agent: Agent, tmp_path: Path) -> str:
+    file = tmp_path / "kubeconfig"
+    file.write_text(
+        f"""
+apiVersion: v1
+kind: Config
+current-context: c
+clusters: [{{name: c, cluster: {{server: "{agent.url}"}}}}]
+users: [{{name: u, user: {{}}}}]
+contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
+"""
+    )
+    return str(file)
+
+
+def test_service_is_asked_about_by_its_ready_endpoints(
+    run: Run, agent: Agent, kubeconfig: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = ["explain", "--from", "shop/admin", "--to", "svc/shop/db", "--kubeconfig", kubeconfig]
+    assert run(*question, "--port", "80", "--exit-code") == 2
+    assert [(query["to"], query["port"]) for _, query, _ in agent.asked] == [("shop/db", "8080"), ("10.9.9.9", "8080")]
+    assert capsys.readouterr().out.count("DENY") == 2
+    assert run(*question, "--port", "81") == 1
+    assert "svc/shop/db has no such port. Accepted: 80/TCP." in capsys.readouterr().err
+    assert run(*question[:-2], "--port", "80", "-o", "json", "--kubeconfig", kubeconfig) == 0
+    assert len(msgspec.json.decode(capsys.readouterr().out, type=list[Explanation])) == 2

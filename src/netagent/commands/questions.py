@@ -1,7 +1,9 @@
 """`netagent explain` and `netagent simulate`: ask the agent of this node over its debug HTTP."""
 
 import argparse
+import asyncio
 import http.client
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,9 +48,16 @@ def _add_explain(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--from", required=True, dest="source", metavar="NS/POD|IP", help="who connects")
     parser.add_argument(
-        "--to", required=True, dest="destination", metavar="NS/POD|IP", help="whom; a pod behind a Service, not its IP"
+        "--to",
+        required=True,
+        dest="destination",
+        metavar="NS/POD|IP|svc/NS/NAME",
+        help="whom; a Service is asked about by its ready endpoints, which takes a look at the API server",
     )
-    parser.add_argument("--port", default="", metavar="N", help="the destination pod's port; none for ICMP")
+    parser.add_argument("--port", default="", metavar="N", help="the pod's port, or the Service's; none for ICMP")
+    parser.add_argument(
+        "--kubeconfig", default=os.environ.get("KUBECONFIG", ""), metavar="FILE", help="for Services; empty: in-cluster"
+    )
     parser.add_argument("--protocol", default="TCP", metavar="P", help=f"one of {', '.join(ASKABLE)}; TCP by default")
     parser.add_argument(
         "--exit-code", action="store_true", help=f"exit status {DENIED_STATUS} where the connection is denied"
@@ -84,19 +93,44 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    answers = [_explain_one(options, destination, port) for destination, port in _targets(options)]
+    if options.output == "text":
+        sys.stdout.write("\n".join(text(explanation) for _, explanation in answers))
+    else:
+        printed = [answer.decode().rstrip() for answer, _ in answers]
+        several = _is_service(options.destination)
+        sys.stdout.write(("[" + ",\n".join(printed) + "]" if several else printed[0]) + "\n")
+    denied = any(explanation.verdict != "allow" for _, explanation in answers)
+    return DENIED_STATUS if options.exit_code and denied else 0
+
+
+def _is_service(destination: str) -> bool:
+    """`svc/NAMESPACE/NAME`; `svc/NAME` is a pod of a namespace called svc."""
+    return destination.startswith("svc/") and destination.count("/") == 2
+
+
+def _targets(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Destinations and ports to ask about."""
+    if not _is_service(options.destination):
+        return [(options.destination, options.port)]
+    from netagent.commands import services  # noqa: PLC0415 - start-up time of the other commands
+
+    found = services.resolve(options.destination, options.port, options.protocol.upper(), options.kubeconfig)
+    return [(target.destination, target.port) for target in asyncio.run(found)]
+
+
+def _explain_one(options: argparse.Namespace, destination: str, port: str) -> tuple[bytes, Explanation]:
     question = {
         "from": options.source,
-        "to": options.destination,
-        "port": options.port,
+        "to": destination,
+        "port": port,
         "protocol": options.protocol,
     }
     answer = _ask(options.address, "GET", f"/debug/explain?{urlencode(question)}")
     try:
-        explanation = msgspec.json.decode(answer, type=Explanation)
+        return answer, msgspec.json.decode(answer, type=Explanation)
     except msgspec.MsgspecError as error:
         raise AskError(f"{options.address} answered what this command cannot read ({error}). Same version?") from None
-    sys.stdout.write(answer.decode() if options.output == "json" else text(explanation))
-    return DENIED_STATUS if options.exit_code and explanation.verdict != "allow" else 0
 
 
 def _simulate(options: argparse.Namespace) -> int:
