@@ -65,7 +65,11 @@ class LibNftables:
 
     async def listing(self) -> list[dict[str, Any]]:
         """Our table as `nft -j list table` prints it, with all elements; empty where it is absent. Raises NftError."""
-        return await self._call(self._listing)  # type: ignore[no-any-return]
+        return await self.query(f"list table {TABLE}")
+
+    async def query(self, command: str) -> list[dict[str, Any]]:
+        """What `nft -j <command>` prints, of any table; empty where it is absent. Raises NftError."""
+        return await self._call(self._query, command)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the worker thread after its current call."""
@@ -96,12 +100,12 @@ class LibNftables:
         if code != 0:
             raise NftError(
                 f"the kernel refused a transaction of {commands.count(chr(10))} commands on table {TABLE}: "
-                f"{_brief(error)}. The old rules stay in force; netagent reads the table back and tries again. "
+                f"{brief(error)}. The old rules stay in force; netagent reads the table back and tries again. "
                 f"If it repeats: compare `nft list table {TABLE}` with /debug/ruleset."
             )
 
-    def _listing(self) -> list[dict[str, Any]]:
-        text = self._list(f"list table {TABLE}", True)
+    def _query(self, command: str) -> list[dict[str, Any]]:
+        text = self._list(command, True)
         return orjson.loads(text)["nftables"] if text else []
 
     def _list(self, command: str, as_json: bool, terse: bool = False) -> str | None:
@@ -113,9 +117,10 @@ class LibNftables:
             return str(output)
         if "No such file or directory" in str(error):
             return None
-        raise NftError(f"nft {command} failed: {_brief(error)}. Nothing was changed.")
+        raise NftError(f"nft {command} failed: {brief(error)}. Nothing was changed.")
 
 
-def _brief(error: str) -> str:
+def brief(error: str) -> str:
+    """The beginning of libnftables' complaint, in one line."""
     lines = [line.strip()[:ERROR_LINE_CHARS] for line in str(error).splitlines() if line.strip(" ^~")]
     return "; ".join(lines[:ERROR_LINES]) or "no reason given"

@@ -74,7 +74,7 @@ class Notifications:
 
     def read(self, datagram: bytes) -> TableChange | None:
         """What a datagram tells of our table. Raises MalformedError."""
-        if self._touched_by is None and self._name not in datagram:
+        if self._touched_by is None and not self._mentions(datagram):
             return None
         changed = None
         for message in messages(datagram):
@@ -82,7 +82,7 @@ class Notifications:
                 if message.portid == self._touched_by:
                     changed = _change(message)
                 self._touched_by = None
-            elif self._touched_by is None and self._is_ours(message) and not self._is_own(message.portid):
+            elif self._touched_by is None and self._concerns(message) and not self._is_own(message.portid):
                 self._touched_by = message.portid
         return changed
 
@@ -90,7 +90,12 @@ class Notifications:
         """Something was lost in between."""
         self._touched_by = None
 
-    def _is_ours(self, message: Message) -> bool:
+    def _mentions(self, datagram: bytes) -> bool:
+        """Whether a look into the messages can be worth it."""
+        return self._name in datagram
+
+    def _concerns(self, message: Message) -> bool:
+        """Whether it is about what is watched."""
         if message.type >> 8 != SUBSYSTEM_NFTABLES or message.family != NFPROTO_INET:
             return False
         return attributes(message.body).get(NFTA_TABLE) == self._name
@@ -99,9 +104,16 @@ class Notifications:
 class NftWatch:
     """An open subscription."""
 
-    def __init__(self, table: str, *, own: Callable[[], frozenset[int]] = own_portids) -> None:
-        """Raises NfnetlinkError. `table` is of the inet family; `own` tells the port IDs of our own sockets."""
-        self._notifications = Notifications(table, self._made_by_us)
+    def __init__(
+        self,
+        table: str,
+        *,
+        own: Callable[[], frozenset[int]] = own_portids,
+        reader: Callable[[str, Callable[[int], bool]], Notifications] = Notifications,
+    ) -> None:
+        """Raises NfnetlinkError. `table` is of the inet family; `own` tells the port IDs of our own sockets; `reader`
+        makes what decides which commits count."""
+        self._notifications = reader(table, self._made_by_us)
         self._list_own = own
         self._own: frozenset[int] = frozenset()
         self._in_a_row = 0
