@@ -1,15 +1,16 @@
 """Flows that are open when the policy changes: what needs a lost allow stops, what keeps its allow loses nothing."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 
 import pytest
 from msgspec import structs
 
 from netagent.records import Pod
-from support.flows import KINDS, Flow, udp_back, udp_forth
+from support.flows import KINDS, flood, udp_back, udp_forth
 from support.podbed import Bed
-from support.words import key, namespace, namespaces, pods, policy, port, rule, selector
+from support.words import gone, key, namespace, namespaces, pods, policy, port, put, rule, selector
 
 pytestmark = pytest.mark.kernel
 
@@ -159,20 +160,46 @@ async def test_a_flow_of_a_pod_that_was_replaced_at_its_address_is_judged_anew(b
     assert after.received == 0
 
 
-async def churned(bed: Bed, flows: list[Flow], rounds: int) -> None:
-    """Policies and labels that matter to nobody's verdict come and go, so that generations pass."""
-    for number in range(rounds):
-        await bed.put(policy("x/churn", selector(app="server"), ingress=[rule([pods(role=f"r{number}")])]))
-        await asyncio.sleep(0.01)
-    await bed.flowing(*flows)
+CHURN_S = 3.0
+POLICY_PERIOD_S = 0.015
+LABEL_PERIOD_S = 0.025
 
 
-async def test_churn_costs_an_allowed_flow_nothing(bed: Bed) -> None:
+async def churn_policies(bed: Bed) -> None:
+    """Policies of the server come and go; all of them leave x/near allowed and y/denied not."""
+    for number in itertools.count():
+        extra = policy("x/churn", selector(app="server"), ingress=[rule([pods(role=f"r{number % 3}")], PORTS)])
+        bed.dataplane.apply(put(extra) if number % 4 else gone(extra))
+        bed.dataplane.apply(put(policy("x/p", selector(app="server"), ingress=[rule([NEAR], PORTS[: 2 + number % 2])])))
+        await asyncio.sleep(POLICY_PERIOD_S)
+
+
+async def churn_labels(bed: Bed) -> None:
+    """Labels that decide for others change on the pods and namespaces that the flows belong to."""
+    for number in itertools.count():
+        for name, role in (("x/near", "near"), ("y/here", "denied"), ("x/server", "")):
+            labels = {"role": role, "app": name[2:], "turn": str(number % 2)}
+            bed.dataplane.apply(put(structs.replace(bed.record(name), labels=labels)))
+        bed.dataplane.apply(put(namespace("y", team="two", turn=str(number % 2))))
+        await asyncio.sleep(LABEL_PERIOD_S)
+
+
+async def test_no_verdict_is_wrong_under_churn(bed: Bed) -> None:
     await town(bed)
-    server = bed.places["x/server"]
-    kept = [bed.flow(KINDS[kind](bed.places["x/near"], server, number)) for number, kind in enumerate(KINDS, 9001)]
+    await bed.put(policy("x/p", selector(app="server"), ingress=[rule([NEAR], PORTS)]))
+    server, near, denied = (bed.places[name] for name in ("x/server", "x/near", "y/here"))
+    kept = [bed.flow(KINDS[kind](near, server, number)) for number, kind in enumerate(KINDS, 9001)]
+    floods = [bed.flow(flood(denied, server.ip(), server, 9011)), bed.flow(flood(denied, server.ip(6), server, 9012))]
     await bed.flowing(*kept)
-    generation = bed.dataplane.generation
-    await churned(bed, kept, rounds=40)
+    generation, commits = bed.dataplane.generation, len(bed.dataplane.transactions)
+    tasks = [asyncio.create_task(churn_policies(bed)), asyncio.create_task(churn_labels(bed))]
+    await asyncio.sleep(CHURN_S)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await bed.settled()
     assert bed.dataplane.generation != generation
+    assert len(bed.dataplane.transactions) > commits
+    await bed.flowing(*kept)
+    assert [flow.received for flow in floods] == [0, 0]
     assert [flow.finish() for flow in kept] == [0] * len(kept)
