@@ -18,25 +18,33 @@ from aiohttp import web
 
 from netagent import __version__
 from netagent.agent import questions
+from netagent.agent.bridges import OthersBridges
 from netagent.agent.cni import CniServer
+from netagent.agent.condition import NetworkCondition
 from netagent.agent.denials import DenialCounts
 from netagent.agent.drift import DriftWatch
 from netagent.agent.droplog import DropLog
 from netagent.agent.http import HttpServer
 from netagent.agent.lease import LeaseKeeper
+from netagent.agent.mode import choose_mode
 from netagent.agent.network import PodNetwork
+from netagent.agent.nodenet import NodeNet
 from netagent.agent.sync import Dataplane
 from netagent.config import Config
+from netagent.core.flannel import render_subnet_env
 from netagent.core.frame import FrameSettings
 from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError
-from netagent.disk.state import SubnetMemory
+from netagent.disk.hostlocal import HostLocal
+from netagent.disk.state import ModeMemory, SubnetMemory
+from netagent.disk.subnetenv import SUBNET_ENV, write_subnet_env
 from netagent.kernel.nft import TABLE_NAME, LibNftables
 from netagent.kube.client import ApiClient, connect
+from netagent.kube.events import EventWriter
 from netagent.kube.reflector import Reflector, resources
 from netagent.metrics import Metrics
 from netagent.ports import NetagentError, NftError, PodNetState
-from netagent.records import Change, Kind, SubnetLease, Upserted
+from netagent.records import Change, Kind, Listed, SubnetLease, Upserted
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +60,10 @@ async def run(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with connect(config.api) as api:
-        agent = Agent(config, api)
+        resolved = await _resolve_mode(config, api, stop)
+        if resolved is None:
+            return 0
+        agent = Agent(resolved, api)
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(work, name=name) for name, work in agent.tasks().items()]
@@ -65,6 +76,22 @@ async def run(config: Config) -> int:
         finally:
             agent.close()
     return 0
+
+
+async def _resolve_mode(config: Config, api: ApiClient, stop: asyncio.Event) -> Config | None:
+    """The configuration with network.mode decided; None where the agent is stopped before that."""
+    if config.network.mode != "auto":
+        return config
+    node_name = config.node_name or socket.gethostname()
+    asked = asyncio.create_task(choose_mode(api, node_name, ModeMemory(config.state_dir)))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({asked, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not asked.done():
+        asked.cancel()
+        return None
+    network = msgspec.structs.replace(config.network, mode=await asked)
+    return msgspec.structs.replace(config, network=network)
 
 
 def _reasons(group: BaseExceptionGroup[NetagentError]) -> str:
@@ -80,6 +107,7 @@ class Agent:
         self.metrics = Metrics()
         self._started_s = time.time()
         self._network_on = config.network.mode != "off"
+        self._host_local = self._others()
         self._nft = LibNftables()
         self._memory = SubnetMemory(config.state_dir)
         self._own: tuple[SubnetLease, ...] = ()
@@ -93,18 +121,22 @@ class Agent:
             node_name=self.node_name,
             kinds=frozenset(kinds),
             pods_from_api=not config.cni.enabled,
+            wired_by_others=self._host_local.holds if self._host_local else None,
             admit_timeout_s=config.cni.admit_timeout_s,
         )
         self.drift = DriftWatch(self.dataplane, self._nft, self.metrics, table=TABLE_NAME)
         self.denials = DenialCounts(self.dataplane, self._nft, self.metrics, config.policy.counter_cap)
         self.drop_log = DropLog(config.policy, self.dataplane, self.metrics) if config.policy.drop_log else None
-        self.pod_network = PodNetwork(config.network, self.node_name, on_vtep=self._publish, on_state=lambda: None)
+        self.pod_network = PodNetwork(config.network, self.node_name, on_vtep=self._publish, on_state=self._joined)
         previous, problems = self._memory.load()
         for problem in problems:
             log.warning("%s", problem)
-        self.keeper = LeaseKeeper(api, config.network, self.node_name, previous, on_change=self._leases_changed)
+        self.keeper = self._keeper(api, previous)
+        self.events = EventWriter(api, self.node_name)
+        self.condition = NetworkCondition(api, self.events, self.node_name, self._lacks)
         catalogue = resources(config.network.lease_namespace)
-        self.reflectors = {kind: Reflector(api, catalogue[kind], self._emit, config.api) for kind in kinds}
+        watched = [kind for kind in kinds if kind is not Kind.LEASE or config.network.mode == "lease"]
+        self.reflectors = {kind: Reflector(api, catalogue[kind], self._emit, config.api) for kind in watched}
         self.cni = CniServer(
             config.cni,
             pod_net=self,
@@ -112,7 +144,9 @@ class Agent:
             store=Allocations(config.state_dir),
             ready=self._can_serve,
             observe=self._observe_cni,
+            host_local=self._host_local,
         )
+        self.bridges = OthersBridges(lambda: tuple(lease.subnet for lease in self._own), self.cni.endpoints)
         self._debug = web.Application()
         questions.add_routes(self._debug, self.dataplane, self._nft, node_name=self.node_name, overlay=self._network_on)
         self.http = HttpServer(
@@ -133,8 +167,11 @@ class Agent:
         work |= {f"watch {kind}": reflector.run() for kind, reflector in self.reflectors.items()}
         if self._network_on:
             work |= {"lease": self.keeper.run(), "pod network": self.pod_network.run()}
+            work |= {"events": self.events.run(), "condition": self.condition.run()}
         if self.config.cni.enabled:
             work["cni"] = self.cni.run()
+        if self._host_local is not None:
+            work["bridges"] = self.bridges.run()
         return work
 
     def close(self) -> None:
@@ -149,6 +186,19 @@ class Agent:
         return state
 
     # Wiring
+
+    def _keeper(self, api: ApiClient, previous: tuple[str, ...]) -> LeaseKeeper | NodeNet:
+        network = self.config.network
+        if network.mode == "node":
+            return NodeNet(api, network, self.node_name, emit=self._emit, on_change=self._leases_changed)
+        return LeaseKeeper(api, network, self.node_name, previous, on_change=self._leases_changed)
+
+    def _others(self) -> HostLocal | None:
+        """The plugin whose pods run beside ours; None where there are none, or all are others'."""
+        network = self.config.network
+        if not (self._network_on and self.config.cni.enabled and network.host_local_dir):
+            return None
+        return HostLocal(network.host_local_dir)
 
     def _kinds(self) -> list[Kind]:
         kinds = []
@@ -177,7 +227,8 @@ class Agent:
         kind = change.kind
         if kind in (Kind.NODE, Kind.LEASE):
             self.keeper.observe(change)
-            if kind is Kind.LEASE or self._is_own_node(change):
+            self.condition.observe(change)
+            if kind is Kind.LEASE or isinstance(change, Listed) or self._is_own_node(change):
                 self._network_soon()
 
     def _is_own_node(self, change: Change) -> bool:
@@ -203,12 +254,33 @@ class Agent:
     def _update_network(self) -> None:
         self._network_due = False
         store = self.dataplane.store
+        if not {Kind.NODE, Kind.LEASE} <= store.listed:
+            return  # a peer that is not listed yet would lose its way
         peers = tuple(lease for lease in store.leases.values() if lease.holder != self.node_name)
         node = store.nodes.get(self.node_name)
         self.pod_network.update(self._own, peers, node.addresses if node else ())
 
     def _publish(self, subnet: str, mac: str, public_ip: str) -> None:
         self.keeper.advertise(subnet, backend=self.config.network.backend, vtep_mac=mac, public_ip=public_ip)
+
+    def _joined(self) -> None:
+        """What new pods are offered has changed: tell those who read it as flannel's."""
+        network, state = self.config.network, self.pod_network.state()
+        by_default = SUBNET_ENV if network.mode == "node" else ""
+        path = by_default if network.subnet_env is None else network.subnet_env
+        if not path or state is None:
+            return
+        content = render_subnet_env(
+            pools=network.pools, subnets=state.subnets, mtu=state.mtu, masquerade=network.masquerade
+        )
+        try:
+            write_subnet_env(path, content)
+        except DiskError as error:
+            log.warning("%s Programs that read it have an old one or none.", error)
+
+    def _lacks(self) -> str:
+        """Why no pod can start here for want of a network."""
+        return self.keeper.problem or self._network_problem()
 
     def _can_serve(self) -> bool:
         return self.state() is not None and self.dataplane.ready

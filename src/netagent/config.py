@@ -46,8 +46,10 @@ class ApiConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class NetworkConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The pod network."""
 
-    mode: Literal["lease", "off"] = "lease"
-    """lease: reserve subnets as Lease objects; off: another agent owns the pod network (policy only)."""
+    mode: Literal["lease", "node", "auto", "off"] = "lease"
+    """lease: reserve subnets as Lease objects; node: take spec.podCIDRs of the Node and speak flannel's annotations;
+    auto: node where this Node has podCIDRs at first sight, else lease, and the same ever after; off: another agent owns
+    the pod network (policy only)."""
     pools: tuple[str, ...] = ("10.244.0.0/16",)
     """CIDRs that subnets are cut from, IPv4 and IPv6, disjoint. A family without a pool is off."""
     subnet_len: Annotated[int, Meta(ge=8, le=30)] = 24
@@ -70,6 +72,13 @@ class NetworkConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """UDP port of VXLAN; 8472 as flannel has."""
     mtu: Annotated[int, Meta(ge=0, le=65535)] = 0
     """MTU of the pods; 0: underlay minus 50 (IPv4) or minus 70 (where an IPv6 pool is set)."""
+    annotation_prefix: Annotated[str, Meta(min_length=1, max_length=253)] = "flannel.alpha.coreos.com"
+    """Of the Node annotations in node mode; flannel's --kube-annotation-prefix of the same cluster."""
+    subnet_env: str | None = None
+    """File that tells other programs this node's subnet as flannel does; empty: none. By default
+    /run/flannel/subnet.env in node mode, none in lease mode."""
+    host_local_dir: str = "/var/lib/cni/networks"
+    """State of the IPAM plugin host-local: pods that it gave addresses to are let live on; empty: there are none."""
     interface: str = ""
     """Underlay interface; empty: the one that carries the node's InternalIP."""
     masquerade: bool = True
@@ -211,8 +220,10 @@ def check(config: Config) -> None:
                 f"Accepted: {pool.prefixlen} to {30 if pool.version == 4 else 126}."
             )
         seen.append((f"network.pools[{index}]", pool))
-    if network.mode == "lease" and not seen:
-        raise ConfigError("network.pools = [] with network.mode = 'lease'. Accepted: at least one CIDR.")
+    if network.mode != "off" and not seen:
+        raise ConfigError(f"network.pools = [] with network.mode = {network.mode!r}. Accepted: at least one CIDR.")
+    if network.annotation_prefix.count("/") > 1:
+        raise ConfigError(f"network.annotation_prefix = {network.annotation_prefix!r}. Accepted: at most one slash.")
     for name in ("reserved", "non_masquerade_cidrs"):
         for index, text in enumerate(getattr(network, name)):
             parse_cidr(f"network.{name}[{index}]", text)

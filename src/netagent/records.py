@@ -78,7 +78,7 @@ class Node(Struct, frozen=True, gc=False, kw_only=True):
     uid: str
     labels: Mapping[str, str] = {}
     annotations: Mapping[str, str] = {}
-    """Only those whose name holds `flannel.` or `netagent.`."""
+    """Only those whose name holds `flannel.` or `netagent.`, or ends as flannel's do."""
     addresses: tuple[str, ...] = ()
     """status.addresses of type InternalIP."""
     pod_cidrs: tuple[str, ...] = ()
@@ -170,6 +170,8 @@ class SubnetLease(Struct, frozen=True, gc=False, kw_only=True):
     """MAC of the holder's VTEP for this subnet's family; lower case; empty before the device is up."""
     public_ip: str = ""
     """Where the holder receives this family's tunnelled packets."""
+    sources: tuple[str, ...] = ()
+    """Further addresses that the holder's tunnelled packets may come from."""
     transitions: int = 0
     """spec.leaseTransitions."""
 

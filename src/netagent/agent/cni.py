@@ -26,6 +26,7 @@ from netagent.core.cni import Call, CniError, Code
 from netagent.core.ipam import AddressRefusedError, Pool, SubnetFullError
 from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError
+from netagent.disk.hostlocal import HostLocal
 from netagent.kernel.netns import NetnsError
 from netagent.kernel.rtbatch import RtnetlinkError
 from netagent.kernel.wiring import Wiring
@@ -92,9 +93,11 @@ class CniServer:
         wiring: Wiring | None = None,
         ready: Callable[[], bool] | None = None,
         observe: Callable[[str, float, int], None] | None = None,
+        host_local: HostLocal | None = None,
     ) -> None:
-        """`ready`: whether the node can serve pods; until then no configuration list is written. Without it, the pod
-        network alone decides. `observe(command, duration_s, code)` is called for each answer; code 0 is success."""
+        """`host_local`: addresses that another plugin has given to pods of this node. `ready`: whether the node can
+        serve pods; until then no configuration list is written. Without it, the pod network alone decides.
+        `observe(command, duration_s, code)` is called for each answer; code 0 is success."""
         self._config = config
         self._pod_net = pod_net
         self._policy = policy
@@ -102,6 +105,7 @@ class CniServer:
         self._wiring = wiring or Wiring()
         self._ready = ready or (lambda: pod_net.state() is not None)
         self._observe = observe
+        self._host_local = host_local
         self._pool = Pool()
         self._endpoints: dict[str, Endpoint] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -226,7 +230,10 @@ class CniServer:
             await self._wiring.wire(endpoint, state.mtu)
 
     async def _delete(self, container_id: str, host_ifname: str) -> None:
-        self._known(container_id, host_ifname)
+        if self._known(container_id, host_ifname) is None and self._host_local:
+            # containerd asks the plugin of today to remove a pod that another one wired; its link goes with its netns.
+            for ip in await asyncio.to_thread(self._host_local.release, container_id):
+                log.info("removed container %s of host-local: %s is free", container_id, ip)
         await self._wiring.unwire(host_ifname)
         await self._forget(host_ifname)
 
@@ -285,13 +292,14 @@ class CniServer:
 
     def _allocate(self, call: Call, state: PodNetState) -> Endpoint:
         pod, uid = cni.pod_of(call)
+        others = self._host_local.addresses() if self._host_local else frozenset()
         return Endpoint(
             pod=pod,
             pod_uid=uid,
             container_id=call.container_id,
             ifname=call.ifname,
             host_ifname=call.host_ifname,
-            ips=self._pool.allocate(state.subnets, call.host_ifname, cni.requested_ips(call)),
+            ips=self._pool.allocate(state.subnets, call.host_ifname, cni.requested_ips(call), others=others),
             netns=call.netns,
             mac=cni.pod_mac(call.container_id, call.ifname),
         )

@@ -14,8 +14,8 @@ from contextlib import suppress
 from msgspec import Struct
 
 from netagent.config import NetworkConfig
-from netagent.core.nodeplan import NodePlan, families_of, family_of, plan_node
-from netagent.core.peers import PeerTable, Self
+from netagent.core.nodeplan import NodePlan, device_prefix, families_of, family_of, plan_node, takes_over_flannel
+from netagent.core.peers import PeerTable, Self, is_unicast_mac
 from netagent.core.podnet import (
     AddressKey,
     Entries,
@@ -26,6 +26,7 @@ from netagent.core.podnet import (
     Step,
     SysctlKey,
     Verb,
+    Vxlan,
     contradicts,
     device_name,
     diff,
@@ -105,7 +106,9 @@ class PodNetwork:
         self._on_vtep = on_vtep
         self._on_state = on_state
         self._families = families_of(config.pools)
-        self._devices = {family: device_name(family, config.vni) for family in self._families}
+        self._devices = {family: device_name(family, config.vni, device_prefix(config)) for family in self._families}
+        self._macs: dict[int, str] = {}
+        """MACs taken over with devices, or from what was published before."""
         self._wake = asyncio.Event()
         self._wanted: _Wanted | None = None
         self._followed: _Wanted | None = None
@@ -163,7 +166,7 @@ class PodNetwork:
 
     async def run(self) -> None:
         """Until cancelled; what is in the kernel then stays."""
-        with PodNetKernel(self._wake.set) as kernel:
+        with PodNetKernel(self._wake.set, flannel=takes_over_flannel(self._config)) as kernel:
             while True:
                 await self._wait()
                 started = _now()
@@ -252,6 +255,7 @@ class PodNetwork:
             default_index=snapshot.default_index,
             subnets=[lease.subnet for lease in wanted.own],
             node_addresses=wanted.node_addresses,
+            macs=self._settled_macs(snapshot.entries, wanted),
         )
         self._enter_peers(wanted)
         frozen = set(self._families) - self._plan.vteps.keys()
@@ -285,6 +289,17 @@ class PodNetwork:
         return [key for family, device in self._devices.items() for key in sysctls(family, device)]
 
     # What this node is
+
+    def _settled_macs(self, entries: Entries, wanted: _Wanted) -> dict[int, str]:
+        """Node mode: peers know this node by the MAC of the device that is there, or by what it published before."""
+        if takes_over_flannel(self._config):
+            for lease in wanted.own:
+                family = family_of(lease.subnet)
+                have = entries.get(LinkKey(family, self._devices.get(family, "")))
+                found = have.mac if isinstance(have, Vxlan) and have.kind == "vxlan" else lease.vtep_mac
+                if family not in self._macs and is_unicast_mac(found):
+                    self._macs[family] = found
+        return self._macs
 
     def _enter_peers(self, wanted: _Wanted) -> None:
         """Bring the table of peers up to date; a new one where what this node is has changed."""
@@ -386,9 +401,10 @@ class PodNetwork:
         )
 
 
-async def remove_pod_network() -> list[str]:
-    """Take everything of ours out of the kernel, with no agent running. Returns what could not be removed."""
-    with PodNetKernel(lambda: None) as kernel:
+async def remove_pod_network(*, flannel: bool = False) -> list[str]:
+    """Take everything of ours out of the kernel, with no agent running; `flannel`: what node mode took over too.
+    Returns what could not be removed."""
+    with PodNetKernel(lambda: None, flannel=flannel) as kernel:
         snapshot = await kernel.read()
         failures = await kernel.apply(diff({}, snapshot.entries))
     return [f"{_describe(failure.step.key)}: {failure.reason}" for failure in failures]

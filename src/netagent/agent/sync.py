@@ -33,7 +33,7 @@ UNREADY_AFTER = 3
 """Failures in a row after which the agent is not ready."""
 TRANSACTIONS_KEPT = 100
 API_SANDBOX = "api:"
-"""Prefix of the container ID of a pod that we know from the API alone (policy-only mode)."""
+"""Prefix of the container ID of a pod that we know from the API alone (policy-only mode; pods of another plugin)."""
 
 
 class NotAdmittedError(NetagentError):
@@ -68,10 +68,12 @@ class Dataplane:
         node_name: str,
         kinds: frozenset[Kind],
         pods_from_api: bool = False,
+        wired_by_others: Callable[[str], bool] | None = None,
         admit_timeout_s: float = 20.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`kinds` must be listed before the kernel is touched; `pods_from_api`: no CNI of ours wires the pods."""
+        """`kinds` must be listed before the kernel is touched; `pods_from_api`: no CNI of ours wires the pods;
+        `wired_by_others(ip)`: nor the one with this address, though ours wires others."""
         self.store = Store()
         self.compiler = Compiler(self.store, frame, node_name)
         self.transactions: list[Transaction] = []
@@ -81,6 +83,7 @@ class Dataplane:
         self._node_name = node_name
         self._kinds = kinds
         self._pods_from_api = pods_from_api
+        self._wired_by_others = wired_by_others
         self._admit_timeout_s = admit_timeout_s
         self._clock = clock
         self._wake = asyncio.Event()
@@ -113,7 +116,8 @@ class Dataplane:
         dirty = self.store.apply(change)
         if isinstance(change, Upserted) and isinstance(change.record, Pod):
             self._wake_waiters(change.record)
-        if self._pods_from_api and not isinstance(change, Listed) and change.kind is Kind.POD:
+        follows = self._pods_from_api or self._wired_by_others is not None
+        if follows and not isinstance(change, Listed) and change.kind is Kind.POD:
             key = change.record.key if isinstance(change, Upserted) else change.key
             dirty = self._follow_api(key, dirty)
         self._touch(dirty, always=isinstance(change, Listed))
@@ -364,18 +368,25 @@ class Dataplane:
                 seen.set_result(None)
 
     def _follow_api(self, key: Key, dirty: Dirty) -> Dirty:
-        """Policy-only mode: a live pod of this node with an address is an endpoint."""
+        """A live pod of this node with an address is an endpoint where no CNI of ours has wired it."""
         pod = self.store.pods.get(key)
         wanted = None
-        if pod is not None and pod.node == self._node_name and _has_network(pod):
+        if pod is not None and pod.node == self._node_name and _has_network(pod) and self._is_of_others(pod):
             sandbox_id = f"{API_SANDBOX}{pod.uid}"
             wanted = Endpoint(pod=key, pod_uid=pod.uid, container_id=sandbox_id, ifname="", host_ifname="", ips=pod.ips)
         for sandbox in self.store.sandboxes_of(key):
-            if wanted is None or sandbox.endpoint.container_id != wanted.container_id:
+            container = sandbox.endpoint.container_id
+            if container.startswith(API_SANDBOX) and (wanted is None or container != wanted.container_id):
                 dirty.pods |= self.store.withdraw(sandbox.endpoint).pods
         if wanted is not None:
             dirty.pods |= self.store.admit(wanted).pods
         return dirty
+
+    def _is_of_others(self, pod: Pod) -> bool:
+        if self._wired_by_others is None:
+            return True
+        ours = any(not one.endpoint.container_id.startswith(API_SANDBOX) for one in self.store.sandboxes_of(pod.key))
+        return not ours and any(map(self._wired_by_others, pod.ips))
 
 
 def _has_network(pod: Pod) -> bool:

@@ -144,7 +144,7 @@ class Compiler:
         vteps, overlay = set(), {}
         for lease in self.store.leases.values():
             if lease.holder and lease.public_ip and lease.holder != self._node_name:
-                vteps.add(lease.public_ip)
+                vteps |= {lease.public_ip, *lease.sources}
                 if self._settings.vxlan_port is not None:
                     network = ipaddress.ip_network(lease.subnet)
                     overlay[str(network.network_address)] = lease.public_ip

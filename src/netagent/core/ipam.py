@@ -8,7 +8,7 @@ Never handed out: an IPv4 subnet's network address (the VTEP's) and broadcast, a
 """
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import lru_cache
 
 from netagent.ports import NetagentError
@@ -45,18 +45,20 @@ class Pool:
                 self._freed.pop(ip, None)
                 self._freed[ip] = None
 
-    def allocate(self, subnets: Iterable[str], owner: str, requested: Iterable[str] = ()) -> tuple[str, ...]:
+    def allocate(
+        self, subnets: Iterable[str], owner: str, requested: Iterable[str] = (), *, others: Container[str] = ()
+    ) -> tuple[str, ...]:
         """One address from each subnet, all of them or none, IPv4 first.
 
-        `requested` (canonical text, at most one per family) replaces the pool's own choice. Raises SubnetFullError or
-        AddressRefusedError.
+        `requested` (canonical text, at most one per family) replaces the pool's own choice; `others` are addresses that
+        somebody else has given out. Raises SubnetFullError or AddressRefusedError.
         """
         networks = sorted((_network(text) for text in subnets), key=lambda network: network.version)
         wishes = _wishes(requested, networks)
         chosen: list[str] = []
         for network in networks:
             wish = wishes.get(network.version)
-            chosen.append(self._next(network) if wish is None else self._grant(wish, network, owner))
+            chosen.append(self._next(network, others) if wish is None else self._grant(wish, network, owner, others))
         for ip in chosen:
             self._freed.pop(ip, None)
             self._taken[ip] = owner
@@ -83,18 +85,22 @@ class Pool:
         """Freed addresses, oldest first."""
         return tuple(self._freed)
 
-    def _next(self, network: Network) -> str:
+    def _next(self, network: Network, others: Container[str]) -> str:
         first, last = _fresh_range(network)
         cursor = self._cursors.get(str(network), first)
         while cursor <= last:
             ip = str(network.network_address + cursor)
-            if ip not in self._taken and ip not in self._freed:
+            if self._is_fresh(ip, others):
                 self._cursors[str(network)] = cursor
                 return ip
             cursor += 1
         self._cursors[str(network)] = cursor
         for ip in self._freed:
-            if ipaddress.ip_address(ip) in network:
+            if ip not in others and ipaddress.ip_address(ip) in network:
+                return ip
+        # What was others' when the cursor passed may be free by now.
+        for offset in range(first, last + 1) if others else ():
+            if self._is_fresh(ip := str(network.network_address + offset), others):
                 return ip
         count = sum(1 for ip in self._taken if ipaddress.ip_address(ip) in network)
         raise SubnetFullError(
@@ -102,7 +108,10 @@ class Pool:
             f"another pod of this node goes, or on a node with a free one."
         )
 
-    def _grant(self, ip: str, network: Network, owner: str) -> str:
+    def _is_fresh(self, ip: str, others: Container[str]) -> bool:
+        return ip not in self._taken and ip not in self._freed and ip not in others
+
+    def _grant(self, ip: str, network: Network, owner: str, others: Container[str]) -> str:
         address = ipaddress.ip_address(ip)
         if address not in network:
             raise AddressRefusedError(f"requested address {ip} is outside this node's subnet {network}.")
@@ -110,6 +119,8 @@ class Pool:
             raise AddressRefusedError(f"requested address {ip} is reserved in subnet {network}.")
         if ip in self._taken:
             raise AddressRefusedError(f"requested address {ip} is taken by {self._taken[ip]}; {owner} cannot have it.")
+        if ip in others:
+            raise AddressRefusedError(f"requested address {ip} is reserved by host-local; {owner} cannot have it.")
         return ip
 
 

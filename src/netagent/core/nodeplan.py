@@ -1,12 +1,12 @@
 """This node's ends of the tunnels, from its links, its leases and the configuration."""
 
 import ipaddress
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
 
 from netagent.config import NetworkConfig
-from netagent.core.podnet import Vtep, Vxlan, device_name, vtep_mac
+from netagent.core.podnet import DEVICE_PREFIX, FLANNEL_PREFIX, OVERHEAD_BYTES, Vtep, Vxlan, device_name, vtep_mac
 from netagent.core.underlay import Interface, Underlay, choose_underlay, pod_mtu
 
 
@@ -39,8 +39,12 @@ def plan_node(
     default_index: int | None,
     subnets: Collection[str],
     node_addresses: Collection[str],
+    macs: Mapping[int, str] | None = None,
 ) -> NodePlan:
-    """A tunnel end for each family of the pools that has a subnet of this node and an address on the underlay."""
+    """A tunnel end for each family of the pools that has a subnet of this node and an address on the underlay.
+
+    `macs`: of families whose MAC is settled; the others' follows from the node's name.
+    """
     underlay = choose_underlay(
         interfaces, wanted=config.interface, node_addresses=node_addresses, default_index=default_index
     )
@@ -62,17 +66,31 @@ def plan_node(
                 f"it is; add an address, or take the IPv{family} pool out of network.pools."
             )
         else:
-            vteps[family] = _vtep(config, node_name, underlay, family, mtu)
+            mac = (macs or {}).get(family) or vtep_mac(node_name, family)
+            vteps[family] = _vtep(config, mac, underlay, family, mtu)
     return NodePlan(vteps, underlay, mtu, tuple(problems))
 
 
-def _vtep(config: NetworkConfig, node_name: str, underlay: Underlay, family: int, mtu: int) -> Vtep:
+def takes_over_flannel(config: NetworkConfig) -> bool:
+    """Whether this node's devices are flannel's."""
+    return config.mode == "node"
+
+
+def device_prefix(config: NetworkConfig) -> Mapping[int, str]:
+    """By family: what the names of this node's devices begin with."""
+    return FLANNEL_PREFIX if takes_over_flannel(config) else DEVICE_PREFIX
+
+
+def _vtep(config: NetworkConfig, mac: str, underlay: Underlay, family: int, mtu: int) -> Vtep:
+    if takes_over_flannel(config) and not config.mtu:
+        # Each device its family's own, as with flannel: pods that it wired keep their packets' size.
+        mtu = underlay.interface.mtu - OVERHEAD_BYTES[family]
     link = Vxlan(
         vni=config.vni,
         port=config.vxlan_port,
         local=underlay.public_ip(family),
         underlay=underlay.interface.index,
-        mac=vtep_mac(node_name, family),
+        mac=mac,
         mtu=mtu,
     )
-    return Vtep(family=family, device=device_name(family, config.vni), link=link)
+    return Vtep(family=family, device=device_name(family, config.vni, device_prefix(config)), link=link)

@@ -182,7 +182,7 @@ class PeerTable:
             return f"its backend is {lease.backend}; this node joins vxlan peers only."
         if not mac or not lease.public_ip:
             return "no VTEP MAC or public IP yet: its agent publishes them once its device is up."
-        if not MAC.fullmatch(mac) or int(mac[:2], 16) & 1 or mac == ZERO_MAC:
+        if not is_unicast_mac(mac):
             return f"VTEP MAC {mac!r} is not a lower-case unicast MAC."
         return f"VTEP MAC {mac} is this node's own." if mac in self._self.macs else ""
 
@@ -200,6 +200,11 @@ class PeerTable:
         if any(address in pool for pool in self._pools if pool.version == family):
             return "", f"public IP {address} lies in the pod network, so packets for it would be tunnelled to itself."
         return str(address), ""
+
+
+def is_unicast_mac(text: str) -> bool:
+    """Lower-case text of a MAC that one station can have."""
+    return bool(MAC.fullmatch(text)) and not int(text[:2], 16) & 1 and text != ZERO_MAC
 
 
 def _contains(pool: Network, subnet: Network) -> bool:

@@ -16,8 +16,12 @@ from msgspec import Struct
 
 ROUTE_PROTOCOL = 0x4E
 """rtm_protocol of every route of ours: how a restarted agent knows them. Not in rt_protos; 78 is "N"."""
+FLANNEL_PROTOCOL = 3
+"""RTPROT_BOOT: what flannel's routes carry."""
 DEVICE_PREFIX = {4: "netagent.", 6: "netagent6."}
 """vxlan devices are named by family and VNI: a vxlan device holds sockets of its local address's family only."""
+FLANNEL_PREFIX = {4: "flannel.", 6: "flannel-v6."}
+"""What flannel calls its devices, and node mode too: one that is there is taken over, with all that hangs on it."""
 OVERHEAD_BYTES = {4: 50, 6: 70}
 """Outer IP, UDP, VXLAN and inner Ethernet headers."""
 PEER_METRIC = {4: 0, 6: 1024}
@@ -100,6 +104,8 @@ class Route(Struct, frozen=True, gc=False, kw_only=True):
     via: str = ""
     device: str = ""
     onlink: bool = False
+    protocol: int = ROUTE_PROTOCOL
+    """Another one: a route of flannel's on a device that is ours now; it is replaced where it stands."""
 
 
 Key = LinkKey | SysctlKey | AddressKey | NeighbourKey | FdbKey | RouteKey
@@ -144,16 +150,17 @@ class Vtep(Struct, frozen=True, gc=False, kw_only=True):
     link: Vxlan
 
 
-def device_name(family: int, vni: int) -> str:
+def device_name(family: int, vni: int, prefix: Mapping[int, str] = DEVICE_PREFIX) -> str:
     """Name of the family's vxlan device."""
-    return f"{DEVICE_PREFIX[family]}{vni}"
+    return f"{prefix[family]}{vni}"
 
 
-def family_of_device(name: str) -> int | None:
-    """The family of a device that carries a name of ours; None for foreign names."""
-    for family, prefix in DEVICE_PREFIX.items():
-        if name.startswith(prefix) and name[len(prefix) :].isdecimal():
-            return family
+def family_of_device(name: str, *, flannel: bool = False) -> int | None:
+    """The family of a device that carries a name of ours (or flannel's, where these are ours); None for others."""
+    for prefixes in (DEVICE_PREFIX, FLANNEL_PREFIX)[: 1 + flannel]:
+        for family, prefix in prefixes.items():
+            if name.startswith(prefix) and name[len(prefix) :].isdecimal():
+                return family
     return None
 
 

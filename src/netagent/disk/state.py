@@ -1,6 +1,7 @@
 """What this node remembers of its subnets, so that it asks for the same ones again."""
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -9,6 +10,7 @@ from netagent.disk.atomic import DiskError, ensure_dir, read_bounded, set_aside,
 
 VERSION = 1
 FILE_NAME = "subnets.json"
+MODE_FILE_NAME = "network-mode"
 MAX_BYTES = 64 * 1024
 
 
@@ -50,3 +52,23 @@ class SubnetMemory:
         except DiskError as error:
             return f"{self._path}: {reason}. The subnets held before are not known. {error}"
         return f"{self._path}: {reason}. The subnets held before are not known; the file is now {aside}."
+
+
+class ModeMemory:
+    """The network mode that was found for this node, in one word."""
+
+    def __init__(self, state_dir: str | Path) -> None:
+        self.path = Path(state_dir) / MODE_FILE_NAME
+
+    def load(self) -> Literal["lease", "node"] | None:
+        """None where nothing (readable) was decided."""
+        try:
+            word = (read_bounded(self.path, MAX_BYTES) or b"").decode("ascii", "replace").strip()
+        except DiskError:
+            return None
+        return "lease" if word == "lease" else "node" if word == "node" else None
+
+    def save(self, mode: Literal["lease", "node"]) -> None:
+        """Raises DiskError."""
+        ensure_dir(self.path.parent)
+        write_atomic(self.path, f"{mode}\n".encode())

@@ -10,6 +10,7 @@ from struct import Struct as Layout
 from typing import NamedTuple
 
 from netagent.core.podnet import (
+    FLANNEL_PROTOCOL,
     ROUTE_PROTOCOL,
     AddressKey,
     FdbKey,
@@ -84,9 +85,15 @@ AnyNotice = Notice | InterfaceNotice | AddressNotice
 class Devices:
     """Our devices' names and numbers at this moment, and with them the messages' meaning."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, flannel: bool = False) -> None:
+        """`flannel`: devices of flannel's names are ours, and its routes on them."""
+        self._flannel = flannel
         self._ifindex: dict[str, int] = {}
         self._name: dict[int, str] = {}
+
+    def owns(self, name: str) -> bool:
+        """Whether a device of this name is ours."""
+        return family_of_device(name, flannel=self._flannel) is not None
 
     def know(self, ours: Iterable[Link]) -> None:
         """These are our devices now."""
@@ -141,8 +148,10 @@ class Devices:
             via=address_text(family, gateway) if gateway else "",
             device=self._name.get(index, f"#{index}"),
             onlink=bool(flags & RTNH_F_ONLINK),
+            protocol=protocol,
         )
-        return key, route, protocol == ROUTE_PROTOCOL and bool(gateway)
+        adopted = self._flannel and protocol == FLANNEL_PROTOCOL and index in self._name
+        return key, route, (protocol == ROUTE_PROTOCOL or adopted) and bool(gateway)
 
     def requests(self, step: Step) -> Iterator[Request]:
         """The messages of a step below the links; none where its device is not there."""
@@ -166,7 +175,8 @@ class Devices:
         family = AF[key.family]
         if step.verb is Verb.DELETE:
             # The protocol is part of what must match, so a foreign route with the same key stays.
-            header = RTMSG.pack(family, int(length), 0, 0, RT_TABLE_MAIN, ROUTE_PROTOCOL, RT_SCOPE_NOWHERE, 0, 0)
+            protocol = route.protocol if isinstance(route, Route) else ROUTE_PROTOCOL
+            header = RTMSG.pack(family, int(length), 0, 0, RT_TABLE_MAIN, protocol, RT_SCOPE_NOWHERE, 0, 0)
             yield Request(RTM_DELROUTE, 0, header + to)
         elif isinstance(route, Route):
             if route.device:
@@ -177,7 +187,7 @@ class Devices:
             flags = RTNH_F_ONLINK if route.onlink else 0
             kind = ROUTE_NUMBERS[route.kind]
             header = RTMSG.pack(
-                family, int(length), 0, 0, RT_TABLE_MAIN, ROUTE_PROTOCOL, RT_SCOPE_UNIVERSE, kind, flags
+                family, int(length), 0, 0, RT_TABLE_MAIN, route.protocol, RT_SCOPE_UNIVERSE, kind, flags
             )
             mode = NLM_F_REPLACE if step.verb is Verb.CHANGE else NLM_F_EXCL
             yield Request(RTM_NEWROUTE, NLM_F_CREATE | mode, header + to)
@@ -213,7 +223,7 @@ class Devices:
             return None  # a bridge speaks of its port
         link = links.read_link(message)
         gone = message.kind == links.RTM_DELLINK
-        if family := family_of_device(link.name):
+        if family := family_of_device(link.name, flannel=self._flannel):
             return Notice(LinkKey(family, link.name), None if gone else links.read_vxlan(link))
         if device := self._name.get(link.index):  # ours, renamed
             return Notice(LinkKey(device_family(device), device), None)
@@ -232,7 +242,7 @@ class Devices:
 
 def device_family(device: str) -> int:
     """Family of a device that is known to be ours."""
-    family = family_of_device(device)
+    family = family_of_device(device, flannel=True)
     if family is None:
         raise ValueError(f"{device} is not a device of ours")
     return family

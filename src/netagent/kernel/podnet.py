@@ -3,11 +3,13 @@
 import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import Self
 
 from msgspec import Struct
 
 from netagent.core.podnet import (
+    FLANNEL_PROTOCOL,
     ROUTE_PROTOCOL,
     Entries,
     LinkKey,
@@ -15,7 +17,6 @@ from netagent.core.podnet import (
     SysctlKey,
     Verb,
     Vxlan,
-    family_of_device,
     needs_new_device,
 )
 from netagent.core.underlay import Interface
@@ -61,15 +62,16 @@ class Failure(Struct, frozen=True):
 class PodNetKernel:
     """The pod network of the network namespace in which this was made. Used by one task."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        """`wake` is called in the event loop when there are notices."""
+    def __init__(self, wake: Callable[[], None], *, flannel: bool = False) -> None:
+        """`wake` is called in the event loop when there are notices; `flannel`: its devices are ours."""
         self._netlink = Rtnetlink()
         try:
             self._monitor = Monitor(GROUPS, wake)
         except BaseException:
             self._netlink.__exit__()
             raise
-        self._devices = Devices()
+        self._devices = Devices(flannel=flannel)
+        self._protocols = (ROUTE_PROTOCOL, FLANNEL_PROTOCOL)[: 1 + flannel]
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +83,7 @@ class PodNetKernel:
     async def read(self, sysctls: Iterable[SysctlKey] = ()) -> Snapshot:
         """Read everything back, and these sysctls. Raises RtnetlinkError."""
         found = await links.list_links(self._netlink)
-        ours = {link.index: link for link in found if family_of_device(link.name)}
+        ours = {link.index: link for link in found if self._devices.owns(link.name)}
         self._devices.know(ours.values())
         entries: Entries = {
             LinkKey(device_family(link.name), link.name): links.read_vxlan(link) for link in ours.values()
@@ -167,8 +169,8 @@ class PodNetKernel:
 
     async def _read_routes(self) -> Entries:
         entries: Entries = {}
-        for family in AF.values():
-            header = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, ROUTE_PROTOCOL, 0, 0, 0)
+        for family, protocol in product(AF.values(), self._protocols):
+            header = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, 0, 0)
             for message in await self._netlink.dump(RTM_GETROUTE, header):
                 entry = self._devices.route(message)
                 if entry and entry[2]:
@@ -180,7 +182,7 @@ class PodNetKernel:
         for step in steps:
             if isinstance(step.key, LinkKey) and (refusal := await self._apply_link(step.key.device, step)):
                 failures.append(Failure(step, *refusal))
-        self._devices.know(link for link in await links.list_links(self._netlink) if family_of_device(link.name))
+        self._devices.know(link for link in await links.list_links(self._netlink) if self._devices.owns(link.name))
         return failures
 
     async def _apply_link(self, device: str, step: Step) -> Refusal | None:

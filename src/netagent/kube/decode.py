@@ -33,6 +33,17 @@ from netagent.records import (
 
 NULL = Raw(b"null")
 ANNOTATIONS_KEPT = ("flannel.", "netagent.")
+FLANNEL_NAMES = (
+    "kube-subnet-manager",
+    "backend-type",
+    "backend-data",
+    "backend-v6-data",
+    "public-ip",
+    "public-ipv6",
+    "public-ip-overwrite",
+    "public-ipv6-overwrite",
+)
+"""Ends of annotations that are kept too: flannel's, whose prefix is configurable."""
 
 
 class _Head(Struct):
@@ -236,7 +247,7 @@ def _read_node(raw: bytes | Raw) -> Node:
     annotations = {
         name: value
         for name, value in (meta.annotations or {}).items()
-        if any(part in name for part in ANNOTATIONS_KEPT)
+        if name.endswith(FLANNEL_NAMES) or any(part in name for part in ANNOTATIONS_KEPT)
     }
     return Node(
         key=meta.key(),

@@ -1,0 +1,61 @@
+"""Which of lease mode and node mode a node is in where the configuration leaves it open (network.mode = auto)."""
+
+import asyncio
+import logging
+from typing import Literal
+
+from msgspec import Raw
+
+from netagent.disk.atomic import DiskError
+from netagent.disk.state import ModeMemory
+from netagent.kube import decode
+from netagent.kube.backoff import Backoff
+from netagent.kube.client import ApiClient, ApiError, Unreachable
+from netagent.kube.wire import DecodeError
+from netagent.records import Kind, Node
+
+POD_CIDR_WAIT_S = 10.0
+"""kube-controller-manager sets spec.podCIDRs within moments of the Node's creation; without it nobody ever does."""
+LOOK_S = 0.5
+"""Between two looks at the Node."""
+
+Mode = Literal["lease", "node"]
+log = logging.getLogger(__name__)
+
+
+async def choose_mode(api: ApiClient, node_name: str, memory: ModeMemory, *, wait_s: float = POD_CIDR_WAIT_S) -> Mode:
+    """node where this Node has podCIDRs, lease where it has none `wait_s` after it was first seen.
+
+    Decided once: a node that changed sides by itself would take addresses that others give out. So nothing is decided
+    either while the Node does not exist or the API server is away.
+    """
+    known = memory.load()
+    if known is not None:
+        return known
+    mode = await _ask(api, node_name, wait_s)
+    log.info("network.mode is auto: this node is in %s mode from now on (%s).", mode, memory.path)
+    try:
+        memory.save(mode)
+    except DiskError as error:
+        log.warning("%s After a restart this node decides again.", error)
+    return mode
+
+
+async def _ask(api: ApiClient, node_name: str, wait_s: float) -> Mode:
+    clock = asyncio.get_running_loop().time
+    backoff, seen_s, told = Backoff(5.0), None, ""
+    while True:
+        try:
+            node = decode.record(Kind.NODE, await api.get_json(f"/api/v1/nodes/{node_name}", Raw))
+        except (ApiError, Unreachable, DecodeError) as error:
+            if str(error) != told:
+                told = str(error)
+                log.warning("network.mode is auto and waits for Node %s: %s Nothing is set up yet.", node_name, error)
+            await asyncio.sleep(backoff.next_s())
+            continue
+        if isinstance(node, Node) and node.pod_cidrs:
+            return "node"
+        seen_s = seen_s if seen_s is not None else clock()
+        if clock() - seen_s >= wait_s:
+            return "lease"
+        await asyncio.sleep(min(LOOK_S, wait_s))
