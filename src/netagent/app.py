@@ -34,6 +34,7 @@ from netagent.config import Config
 from netagent.core.flannel import render_subnet_env
 from netagent.core.frame import FrameSettings
 from netagent.disk.allocations import Allocations
+from netagent.core.underlay import public_ip_overrides
 from netagent.disk.atomic import DiskError
 from netagent.disk.hostlocal import HostLocal
 from netagent.disk.state import ModeMemory, SubnetMemory
@@ -258,7 +259,8 @@ class Agent:
             return  # a peer that is not listed yet would lose its way
         peers = tuple(lease for lease in store.leases.values() if lease.holder != self.node_name)
         node = store.nodes.get(self.node_name)
-        self.pod_network.update(self._own, peers, node.addresses if node else ())
+        overrides = public_ip_overrides(node.annotations) if node else {}
+        self.pod_network.update(self._own, peers, node.addresses if node else (), overrides)
 
     def _publish(self, subnet: str, mac: str, public_ip: str) -> None:
         self.keeper.advertise(subnet, backend=self.config.network.backend, vtep_mac=mac, public_ip=public_ip)

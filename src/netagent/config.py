@@ -6,6 +6,7 @@ environment and `--network-vni 1` on the command line. Lists are comma-separated
 """
 
 import ipaddress
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -64,14 +65,21 @@ class NetworkConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """spec.leaseDurationSeconds; renewed at a third of it."""
     takeover_grace_s: Annotated[float, Meta(ge=0)] = 600.0
     """An expired lease of another node is taken over only this long after it expired."""
-    backend: Literal["vxlan"] = "vxlan"
-    """How nodes reach each other's pods."""
+    backend: Literal["vxlan", "host-gw"] = "vxlan"
+    """How nodes reach each other's pods. vxlan: tunnels over any network; host-gw: plain routes, for nodes that all are
+    on one network, without the tunnels' overhead."""
+    direct_routing: bool = False
+    """With vxlan: a plain route to each node that is on the same network; tunnels to the others only."""
     vni: Annotated[int, Meta(ge=1, le=16_777_215)] = 1
     """VXLAN network identifier; 1 as flannel has."""
     vxlan_port: Annotated[int, Meta(ge=1, le=65535)] = 8472
     """UDP port of VXLAN; 8472 as flannel has."""
+    vxlan_tx_checksum: bool = True
+    """False: the checksums of tunnelled packets are computed here, for network cards that get them wrong (connections
+    through Services then hang for a minute). Either is enforced on the vxlan devices."""
     mtu: Annotated[int, Meta(ge=0, le=65535)] = 0
-    """MTU of the pods; 0: underlay minus 50 (IPv4) or minus 70 (where an IPv6 pool is set)."""
+    """MTU of the pods; 0: that of the underlay, with vxlan minus 50, or minus 70 where an IPv6 pool is set. Running
+    pods follow a change."""
     annotation_prefix: Annotated[str, Meta(min_length=1, max_length=253)] = "flannel.alpha.coreos.com"
     """Of the Node annotations in node mode; flannel's --kube-annotation-prefix of the same cluster."""
     subnet_env: str | None = None
@@ -80,7 +88,15 @@ class NetworkConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     host_local_dir: str = "/var/lib/cni/networks"
     """State of the IPAM plugin host-local: pods that it gave addresses to are let live on; empty: there are none."""
     interface: str = ""
-    """Underlay interface; empty: the one that carries the node's InternalIP."""
+    """Name of the interface between nodes. Empty, and so the three options below: the one with the node's InternalIP,
+    else that of the default route. An address of the node in its annotation netagent.io/public-ip (-ipv6) goes before
+    all of them."""
+    interface_regex: str = ""
+    """Regular expression that is found in the interface's name or, if in no name, in one of its addresses."""
+    interface_cidr: tuple[str, ...] = ()
+    """CIDRs, at most one per family, that hold the interface's address and so the address that other nodes use."""
+    can_reach: str = ""
+    """An address: the interface is the one over which the kernel sends packets there."""
     masquerade: bool = True
     """Rewrite the source of pod traffic that leaves the cluster."""
     non_masquerade_cidrs: tuple[str, ...] = ()
@@ -224,7 +240,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"network.pools = [] with network.mode = {network.mode!r}. Accepted: at least one CIDR.")
     if network.annotation_prefix.count("/") > 1:
         raise ConfigError(f"network.annotation_prefix = {network.annotation_prefix!r}. Accepted: at most one slash.")
-    for name in ("reserved", "non_masquerade_cidrs"):
+    _check_interface(network)
+    for name in ("reserved", "non_masquerade_cidrs", "interface_cidr"):
         for index, text in enumerate(getattr(network, name)):
             parse_cidr(f"network.{name}[{index}]", text)
     mask = config.policy.mark_mask
@@ -242,6 +259,20 @@ def check(config: Config) -> None:
 def parse_cidr(name: str, text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """A network without host bits. Raises ConfigError."""
     try:
+def _check_interface(network: NetworkConfig) -> None:
+    try:
+        re.compile(network.interface_regex)
+    except re.error as error:
+        raise ConfigError(
+            f"network.interface_regex = {network.interface_regex!r}: {error}. Accepted: a regular expression like ^eth."
+        ) from None
+    try:
+        if network.can_reach:
+            ipaddress.ip_address(network.can_reach)
+    except ValueError:
+        raise ConfigError(f"network.can_reach = {network.can_reach!r}. Accepted: an IPv4 or IPv6 address.") from None
+
+
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise ConfigError(

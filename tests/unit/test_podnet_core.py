@@ -1,14 +1,19 @@
 """The pod network as values: the difference between two states, this node's ends of the tunnels."""
 
+from collections.abc import Mapping
+
 import pytest
+from msgspec.structs import replace
 
 from netagent.config import NetworkConfig
-from netagent.core.nodeplan import plan_node
+from netagent.core.nodeplan import NodePlan, plan_node
 from netagent.core.podnet import (
     AddressKey,
+    End,
     Entries,
     LinkKey,
     NeighbourKey,
+    OffloadKey,
     Route,
     RouteKey,
     SysctlKey,
@@ -16,24 +21,29 @@ from netagent.core.podnet import (
     Vtep,
     Vxlan,
     diff,
+    direct_entries,
     family_of_device,
     node_entries,
-    peer_entries,
+    tunnel_entries,
     vtep_mac,
 )
-from netagent.core.underlay import Interface, choose_underlay, pod_mtu
+from netagent.core.underlay import Interface, Way, Wish, pod_mtu
 
 LINK = Vxlan(vni=1, port=8472, local="192.0.2.1", underlay=2, mac="02:00:00:00:00:01", mtu=1450)
 ETH0 = Interface(index=2, name="eth0", mtu=1500, addresses=("192.0.2.9", "192.0.2.1", "fd00::1"))
 ETH1 = Interface(index=3, name="eth1", mtu=9000, addresses=("198.51.100.1",))
-LO = Interface(index=1, name="lo", mtu=65536, loopback=True, addresses=("192.0.2.77",))
+DUAL = NetworkConfig(pools=("10.244.0.0/16", "fd44::/48"))
+
+
+def end(link: Vxlan | None = LINK, *, offload: bool = True) -> End:
+    vtep = Vtep(family=4, device="netagent.1", link=link, offload=offload) if link else None
+    return End(family=4, public_ip="192.0.2.1", local="192.0.2.1", underlay=2, vtep=vtep)
 
 
 def whole(link: Vxlan = LINK) -> Entries:
     """One node with one peer."""
-    vtep = Vtep(family=4, device="netagent.1", link=link)
-    entries = node_entries(vtep, ["10.244.1.0/24"])
-    return entries | peer_entries(4, "netagent.1", "10.244.2.0/24", "02:00:00:00:00:02", "192.0.2.2")
+    entries = node_entries(end(link), ["10.244.1.0/24"])
+    return entries | tunnel_entries(4, "netagent.1", "10.244.2.0/24", "02:00:00:00:00:02", "192.0.2.2")
 
 
 def kinds(steps: tuple[object, ...]) -> list[tuple[str, str]]:
@@ -43,6 +53,7 @@ def kinds(steps: tuple[object, ...]) -> list[tuple[str, str]]:
 def test_referents_come_before_references() -> None:
     assert kinds(diff(whole(), {})) == [
         ("ADD", "LinkKey"),
+        ("ADD", "OffloadKey"),
         ("ADD", "SysctlKey"),
         ("ADD", "SysctlKey"),
         ("ADD", "AddressKey"),
@@ -55,14 +66,14 @@ def test_referents_come_before_references() -> None:
 
 def test_removals_go_the_other_way_and_not_below_a_deleted_link() -> None:
     present = whole()
-    peer = peer_entries(4, "netagent.1", "10.244.2.0/24", "02:00:00:00:00:02", "192.0.2.2")
+    peer = tunnel_entries(4, "netagent.1", "10.244.2.0/24", "02:00:00:00:00:02", "192.0.2.2")
     without_peer = {key: value for key, value in present.items() if key not in peer}
     assert kinds(diff(without_peer, present)) == [
         ("DELETE", "RouteKey"),
         ("DELETE", "FdbKey"),
         ("DELETE", "NeighbourKey"),
     ]
-    assert kinds(diff({}, present)) == [("DELETE", "LinkKey"), ("DELETE", "RouteKey")]  # the blackhole is on no link
+    assert kinds(diff({}, present)) == [("DELETE", "RouteKey"), ("DELETE", "LinkKey")]  # the blackhole is on no link
 
 
 def test_nothing_to_do() -> None:
@@ -74,6 +85,7 @@ def test_device_that_must_be_remade_takes_everything_with_it() -> None:
     assert kinds(steps)[0] == ("CHANGE", "LinkKey")
     assert {name for _, name in kinds(steps)} == {
         "LinkKey",
+        "OffloadKey",
         "SysctlKey",
         "AddressKey",
         "NeighbourKey",
@@ -101,8 +113,29 @@ def test_only_the_asked_keys_are_compared() -> None:
     assert [step.key for step in diff({near: "a", far: "b"}, {}, keys=[near])] == [near]
 
 
-def test_sysctls_are_never_deleted() -> None:
-    assert diff({}, {SysctlKey(4, "net/ipv4/ip_forward"): "1"}) == ()
+def test_settings_are_never_deleted() -> None:
+    assert diff({}, {SysctlKey(4, "net/ipv4/ip_forward"): "1", OffloadKey(4, "netagent.1"): "off"}) == ()
+
+
+def test_tunnel_gives_way_to_a_plain_route_without_a_gap() -> None:
+    """The route is changed in place before what it needed goes, and the device goes last."""
+    plain = node_entries(end(None), ["10.244.1.0/24"]) | direct_entries(4, 2, "10.244.2.0/24", "192.0.2.2")
+    steps = diff(plain, whole())
+    assert kinds(steps) == [("CHANGE", "RouteKey"), ("DELETE", "LinkKey")]
+    assert steps[0].value == Route(via="192.0.2.2", device="#2")
+    assert kinds(diff(whole(), plain))[-1] == ("CHANGE", "RouteKey")
+    assert kinds(diff(whole(), plain))[0] == ("ADD", "LinkKey")
+
+
+def test_stale_device_goes_before_a_new_one_of_its_family_comes() -> None:
+    stale: Entries = {LinkKey(4, "netagent.7"): Vxlan(vni=7, port=8472, local="", underlay=2, mac="", mtu=1450)}
+    assert kinds(diff(whole(), stale))[:2] == [("DELETE", "LinkKey"), ("ADD", "LinkKey")]
+    assert kinds(diff(whole(), {**whole(), **stale})) == [("DELETE", "LinkKey")]
+
+
+def test_checksum_offload_is_set_both_ways() -> None:
+    assert node_entries(end(), [])[OffloadKey(4, "netagent.1")] == "on"
+    assert node_entries(end(offload=False), [])[OffloadKey(4, "netagent.1")] == "off"
 
 
 def test_own_device_names() -> None:
@@ -118,29 +151,6 @@ def test_vtep_mac_is_stable_unicast_and_local() -> None:
     assert len(macs) == 1000
     assert all(int(mac[:2], 16) & 3 == 2 for mac in macs)
     assert vtep_mac("node-1", 4) == vtep_mac("node-1", 4)
-
-
-def test_underlay_is_the_link_with_the_nodes_address() -> None:
-    chosen = choose_underlay((LO, ETH1, ETH0), wanted="", node_addresses=("192.0.2.1",), default_index=3)
-    assert not isinstance(chosen, str)
-    assert chosen.interface is ETH0
-    assert (chosen.public_ip(4), chosen.public_ip(6)) == ("192.0.2.1", "fd00::1")
-
-
-def test_underlay_by_name_and_by_default_route() -> None:
-    by_name = choose_underlay((ETH0, ETH1), wanted="eth1", node_addresses=("192.0.2.1",), default_index=2)
-    by_default = choose_underlay((LO, ETH0, ETH1), wanted="", node_addresses=("192.0.2.77",), default_index=3)
-    for chosen in (by_name, by_default):
-        assert not isinstance(chosen, str)
-        assert chosen.interface is ETH1
-        assert (chosen.public_ip(4), chosen.public_ip(6)) == ("198.51.100.1", "")
-
-
-@pytest.mark.parametrize("wanted", ["eth7", ""])
-def test_no_underlay_says_why(wanted: str) -> None:
-    reason = choose_underlay((LO,), wanted=wanted, node_addresses=(), default_index=None)
-    assert isinstance(reason, str)
-    assert "network.interface" in reason
 
 
 @pytest.mark.parametrize(
@@ -160,23 +170,54 @@ def test_pod_mtu(underlay: int, families: tuple[int, ...], wanted: int, mtu: int
     assert bool(said) == bool(problem)
 
 
-def test_families_stand_by_themselves() -> None:
-    plan = plan_node(
-        NetworkConfig(pools=("10.244.0.0/16", "fd44::/48")),
+def planned(
+    config: NetworkConfig = DUAL, interface: Interface = ETH0, overrides: Mapping[int, str] | None = None
+) -> NodePlan:
+    return plan_node(
+        Wish(config=config, node_addresses=("192.0.2.1",), overrides=overrides or {}),
         "node-1",
-        interfaces=(ETH0, ETH1),
-        default_index=3,
+        interfaces=(interface, ETH1),
         subnets=("10.244.1.0/24",),
-        node_addresses=("192.0.2.1",),
+        default=Way(3, ""),
     )
-    assert list(plan.vteps) == [4]
-    assert plan.vteps[4].link.local == "192.0.2.1"
+
+
+def test_host_gw_has_no_tunnels_and_the_whole_mtu() -> None:
+    plan = planned(replace(DUAL, backend="host-gw"))
+    assert plan.ends[4].vtep is None
+    assert plan.ends[4].mac == ""
+    assert plan.mtu == 1500
+
+
+def test_host_gw_waits_for_an_interface_that_is_down() -> None:
+    """The kernel takes no route over it; tunnels may be set up all the same."""
+    down = replace(ETH0, up=False)
+    plan = planned(replace(DUAL, backend="host-gw"), down)
+    assert not plan.ends
+    assert "eth0 is down" in plan.problems[0]
+    assert list(planned(interface=down).ends) == [4]
+
+
+def test_override_is_published_and_the_tunnel_keeps_the_nodes_own_address() -> None:
+    plan = planned(overrides={4: "203.0.113.5", 6: "rubbish"})
+    assert (plan.ends[4].public_ip, plan.ends[4].local) == ("203.0.113.5", "192.0.2.1")
+    assert plan.ends[4].vtep is not None
+    assert plan.ends[4].vtep.link.local == "192.0.2.1"
+    assert "'rubbish'" in plan.problems[0]
+
+
+def test_families_stand_by_themselves() -> None:
+    plan = planned()
+    assert list(plan.ends) == [4]
+    assert plan.ends[4].public_ip == "192.0.2.1"
+    assert plan.ends[4].vtep is not None
+    assert plan.ends[4].vtep.link.local == "192.0.2.1"
     assert plan.mtu == 1430
     assert "no IPv6 subnet is leased" in plan.problems[0]
 
 
 def test_node_entries_name_device_address_and_blackhole() -> None:
-    entries = node_entries(Vtep(family=4, device="netagent.1", link=LINK), ["10.244.1.0/24"])
+    entries = node_entries(end(), ["10.244.1.0/24"])
     assert entries[LinkKey(4, "netagent.1")] == LINK
     assert AddressKey(4, "netagent.1", "10.244.1.0") in entries
     assert entries[RouteKey(4, "10.244.1.0/24", 65535)] == Route(kind="blackhole")

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from netagent.core.peers import PeerTable, Self
 from netagent.core.podnet import FdbKey, NeighbourKey, Route, RouteKey
+from netagent.core.underlay import LinkRoute, Neighbourhood
 from netagent.records import Key, SubnetLease
 
 NODE = Self(
@@ -64,6 +65,7 @@ def test_a_peer_has_three_entries() -> None:
         (lease(subnet="fd44:0000::/64", public_ip="fd77::2"), "not written as"),
         (lease(subnet="fd44:0:0:2::/64", public_ip="::ffff:192.0.2.2"), "unicast IPv6"),
         (lease(backend="host-gw"), "backend is host-gw"),
+        (lease(backend="wireguard"), "does not have"),
     ],
 )
 def test_bad_data_costs_only_its_own_lease(bad: SubnetLease, why: str) -> None:
@@ -80,6 +82,43 @@ def test_what_is_no_peer_is_no_problem(silent: SubnetLease) -> None:
     table = PeerTable(NODE)
     assert not table.update([silent])
     assert not table.problems
+
+
+PLAIN = RouteKey(4, "10.244.2.0/24", 0)
+NEAR = Neighbourhood([LinkRoute("192.0.2.0/24", connected=True), LinkRoute("192.0.2.128/25", connected=False)])
+HOST_GW = replace(NODE, devices={4: "", 6: ""}, macs=(), underlay=2, neighbourhood=NEAR)
+
+
+def test_host_gw_leads_straight_to_peers_on_the_same_network() -> None:
+    table = PeerTable(HOST_GW)
+    far = lease("10.244.3.0/24", backend="host-gw", vtep_mac="", public_ip="192.0.2.129")
+    table.update([lease(backend="host-gw", vtep_mac=""), far])
+    assert table.entries == {PLAIN: Route(via="192.0.2.2", device="#2")}
+    assert "not on a network" in table.problems[far.subnet]
+
+
+@pytest.mark.parametrize(
+    ("node", "peer"),
+    [
+        (HOST_GW, lease()),
+        (replace(HOST_GW, devices=NODE.devices), lease(backend="host-gw", vtep_mac="")),
+    ],
+    ids=["we went first", "the peer went first"],
+)
+def test_peer_whose_backend_is_being_changed_keeps_a_way(node: Self, peer: SubnetLease) -> None:
+    table = PeerTable(node)
+    table.update([peer])
+    assert table.entries == {PLAIN: Route(via="192.0.2.2", device="#2")}
+
+
+def test_direct_routing_takes_the_tunnel_only_through_routers() -> None:
+    node = replace(HOST_GW, devices=NODE.devices, direct_routing=True)
+    table = PeerTable(node)
+    far = lease("10.244.3.0/24", vtep_mac="02:00:00:00:00:03", public_ip="192.0.2.129")
+    table.update([GOOD, far])
+    assert table.entries[PLAIN] == Route(via="192.0.2.2", device="#2")
+    assert table.entries[FdbKey(4, "netagent.1", far.vtep_mac)] == "192.0.2.129"
+    assert len(table.entries) == 4
 
 
 def test_family_that_is_off_has_no_peers() -> None:

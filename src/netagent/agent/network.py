@@ -8,7 +8,7 @@ left as it is: pods that have a way keep it.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from msgspec import Struct
@@ -20,6 +20,7 @@ from netagent.core.podnet import (
     AddressKey,
     Entries,
     FdbKey,
+    Key,
     LinkKey,
     NeighbourKey,
     RouteKey,
@@ -33,8 +34,9 @@ from netagent.core.podnet import (
     node_entries,
     sysctls,
 )
-from netagent.kernel.entries import AddressNotice, AnyNotice, InterfaceNotice, Notice
-from netagent.kernel.podnet import Failure, PodNetKernel
+from netagent.core.underlay import Interface, Neighbourhood, Wish, may_be_chosen
+from netagent.kernel.entries import AddressNotice, AnyNotice, InterfaceNotice, Notice, RouteNotice
+from netagent.kernel.podnet import Failure, PodNetKernel, leading_links
 from netagent.kernel.rtnetlink import RtnetlinkError
 from netagent.ports import NetagentError, PodNetState
 from netagent.records import SubnetLease
@@ -53,9 +55,14 @@ WINDOW_CAP_S = 0.1
 """Under churn changes wait for company this long at most."""
 READY_FAILURES = 3
 """After so many failures in a row, of what is not one peer's, the pod network is not ready any more."""
+RETIRE_S = 30.0
+"""A tunnel's device that this node needs no more stays for so long after its leases say so: peers still send there."""
 OF_PEERS = NeighbourKey | FdbKey | RouteKey
 
+DEFAULT_ROUTES = ("0.0.0.0/0", "::/0")
+
 OnVtep = Callable[[str, str, str], None]
+"""Called with subnet, MAC ("" where there are no tunnels) and public IP."""
 
 
 class PodNetStatus(Struct, frozen=True, kw_only=True):
@@ -84,11 +91,12 @@ class _Wanted(Struct, frozen=True):
     own: tuple[SubnetLease, ...]
     peers: tuple[SubnetLease, ...]
     node_addresses: tuple[str, ...]
+    overrides: Mapping[int, str]
 
     @property
-    def frame(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def frame(self) -> tuple[object, ...]:
         """What everything hangs on, as opposed to one peer."""
-        return tuple(lease.subnet for lease in self.own), self.node_addresses
+        return tuple((lease.subnet, lease.backend) for lease in self.own), self.node_addresses, self.overrides
 
 
 class PodNetwork:
@@ -121,6 +129,9 @@ class PodNetwork:
         self._due_s = 0.0
         self._audit_s = 0.0
         self._read_s = 0.0
+        self._neighbourhood = Neighbourhood()
+        self._retire_s: float | None = None
+        """When devices that are not needed any more go; None: not before the leases name our backend."""
         self._joined: dict[int, tuple[str, ...]] = {}
         self._told: dict[str, tuple[str, str, str]] = {}
         self._state: PodNetState | None = None
@@ -133,11 +144,16 @@ class PodNetwork:
         """Times that a change was taken to the kernel, with success or not."""
 
     def update(
-        self, own: tuple[SubnetLease, ...], peers: tuple[SubnetLease, ...], node_addresses: tuple[str, ...]
+        self,
+        own: tuple[SubnetLease, ...],
+        peers: tuple[SubnetLease, ...],
+        node_addresses: tuple[str, ...],
+        overrides: Mapping[int, str] | None = None,
     ) -> None:
-        """Leases that this node holds, all others, and the Node object's InternalIPs. Unchanged leases should be the
-        same objects as last time: they are compared by identity."""
-        self._wanted = _Wanted(own, peers, node_addresses)
+        """Leases that this node holds, all others, the Node object's InternalIPs, and the public addresses that it is
+        to have instead, by family (text of unknown validity). Unchanged leases should be the same objects as last
+        time: they are compared by identity."""
+        self._wanted = _Wanted(own, peers, node_addresses, overrides or {})
         self._wake.set()
 
     def state(self) -> PodNetState | None:
@@ -155,7 +171,7 @@ class PodNetwork:
             problems=(*plan.problems, *peer_problems),
             peers=self._table.count if self._table else 0,
             interface=plan.underlay.interface.name if plan.underlay else "",
-            public_ips=tuple(vtep.link.local for vtep in plan.vteps.values()),
+            public_ips=tuple(end.public_ip for end in plan.ends.values()),
             mtu=plan.mtu,
             entries=len(self._expected),
             read_backs=self._read_backs,
@@ -246,21 +262,24 @@ class PodNetwork:
         why = self._doubt
         self._audit_s = _now() + AUDIT_S
         self._read_backs += 1
-        snapshot = await kernel.read(self._sysctl_keys())
+        snapshot = await kernel.read(self._sysctl_keys(), reach=self._config.can_reach)
         self._read_s = _now()
-        self._plan = plan_node(
-            self._config,
+        self._plan = plan = plan_node(
+            Wish(config=self._config, node_addresses=wanted.node_addresses, overrides=wanted.overrides),
             self._node_name,
             interfaces=snapshot.interfaces,
-            default_index=snapshot.default_index,
             subnets=[lease.subnet for lease in wanted.own],
-            node_addresses=wanted.node_addresses,
+            default=snapshot.default,
+            reach=snapshot.reach,
             macs=self._settled_macs(snapshot.entries, wanted),
         )
+        routes = await kernel.link_routes(plan.underlay.interface.index) if plan.underlay else ()
+        self._neighbourhood = Neighbourhood(routes)
         self._enter_peers(wanted)
-        frozen = set(self._families) - self._plan.vteps.keys()
-        left = {key: value for key, value in snapshot.entries.items() if key.family in frozen}
-        actual = {key: value for key, value in snapshot.entries.items() if key.family not in frozen}
+        frozen = set(self._families) - plan.ends.keys()
+        retiring = self._retiring(wanted, snapshot.entries)
+        left = {key: value for key, value in snapshot.entries.items() if key.family in frozen or key in retiring}
+        actual = {key: value for key, value in snapshot.entries.items() if key not in left}
         desired = self._desired(wanted)
         steps = diff(desired, actual, held=self._expected.keys())
         self._note_repairs(why, steps)
@@ -273,12 +292,12 @@ class PodNetwork:
             raise NetagentError(_refused(failures) if failures else unlike)
         self._failures, self._last_error = 0, ""
 
-    async def _apply(self, kernel: PodNetKernel, steps: Iterable[Step]) -> list[Failure]:
-        on_links = [step for step in steps if isinstance(step.key, LinkKey)]
+    async def _apply(self, kernel: PodNetKernel, steps: Sequence[Step]) -> list[Failure]:
+        on_links = leading_links(steps)
         failures = await kernel.apply(on_links) if on_links else []
         if on_links:
             kernel.discard_notices()  # devices are read once more when all is done
-        return failures + await kernel.apply([step for step in steps if not isinstance(step.key, LinkKey)])
+        return failures + await kernel.apply(steps[len(on_links) :])
 
     def _forget(self, failures: list[Failure]) -> None:
         """What was refused is not there."""
@@ -303,14 +322,18 @@ class PodNetwork:
 
     def _enter_peers(self, wanted: _Wanted) -> None:
         """Bring the table of peers up to date; a new one where what this node is has changed."""
-        vteps = self._plan.vteps
+        plan = self._plan
+        ends = plan.ends.values()
         scope = Self(
             node_name=self._node_name,
-            devices={family: vtep.device for family, vtep in vteps.items()},
+            devices={end.family: end.vtep.device if end.vtep else "" for end in ends},
             pools=self._config.pools,
             subnets=tuple(lease.subnet for lease in wanted.own),
-            macs=tuple(vtep.link.mac for vtep in vteps.values()),
-            public_ips=tuple(vtep.link.local for vtep in vteps.values()),
+            macs=tuple(end.mac for end in ends),
+            public_ips=tuple({address: None for end in ends for address in (end.public_ip, end.local)}),
+            direct_routing=self._config.direct_routing,
+            underlay=plan.underlay.interface.index if plan.underlay else 0,
+            neighbourhood=self._neighbourhood,
         )
         if self._table is None or scope != self._scope:
             self._scope, self._table = scope, PeerTable(scope)
@@ -318,11 +341,28 @@ class PodNetwork:
 
     def _desired(self, wanted: _Wanted) -> Entries:
         desired: Entries = {}
-        for family, vtep in self._plan.vteps.items():
-            desired.update(node_entries(vtep, _of_family(wanted.own, family)))
+        for family, end in self._plan.ends.items():
+            desired.update(node_entries(end, _of_family(wanted.own, family)))
         if self._table:
             desired.update(self._table.entries)
         return desired
+
+    def _retiring(self, wanted: _Wanted, found: Entries) -> set[Key]:
+        """What stays of an earlier backend for now: the devices to which peers send until they have read our leases."""
+        if self._config.backend == "vxlan" or not wanted.own:
+            return set()
+        now_s = _now()
+        if self._retire_s is None and all(lease.backend == self._config.backend for lease in wanted.own):
+            self._retire_s = now_s + RETIRE_S
+        if self._retire_s is not None and now_s >= self._retire_s:
+            return set()
+        devices = set(self._devices.values())
+        staying: set[Key] = {
+            key for key in found if not isinstance(key, RouteKey | SysctlKey) and key.device in devices
+        }
+        if staying and self._retire_s is not None:
+            self._audit_s = min(self._audit_s, self._retire_s)
+        return staying
 
     # What others are told
 
@@ -330,7 +370,11 @@ class PodNetwork:
         """Which families work, by the devices as they are now. Returns what is not as it was made."""
         broken = {failure.step.key.family for failure in failures if isinstance(failure.step.key, LinkKey | AddressKey)}
         unlike = ""
-        for family, vtep in self._plan.vteps.items():
+        for family, end in self._plan.ends.items():
+            vtep = end.vtep
+            if vtep is None:
+                self._joined[family] = tuple(_of_family(wanted.own, family))
+                continue
             have = await kernel.read_device(vtep.device)
             if have and have.up and have.mac == vtep.link.mac and family not in broken:
                 self._joined[family] = tuple(_of_family(wanted.own, family))
@@ -342,10 +386,10 @@ class PodNetwork:
     def _publish(self, wanted: _Wanted) -> None:
         for lease in wanted.own:
             family = family_of(lease.subnet)
-            vtep = self._plan.vteps.get(family)
-            if vtep is None or lease.subnet not in self._joined.get(family, ()):
+            end = self._plan.ends.get(family)
+            if end is None or lease.subnet not in self._joined.get(family, ()):
                 continue
-            news = (vtep.link.mac, vtep.link.local)
+            news = (end.mac, end.public_ip)
             told = self._told.get(lease.subnet)
             # Tell once, and again when the lease's object says otherwise in a newer version.
             if (
@@ -377,17 +421,31 @@ class PodNetwork:
         """Whether something is not as we left it, or the underlay may be another."""
         underlay = self._plan.underlay
         if isinstance(notice, Notice):
-            off = notice.key.family in self._families and notice.key.family not in self._plan.vteps
+            off = notice.key.family in self._families and notice.key.family not in self._plan.ends
             return not off and contradicts(notice.key, notice.value, self._expected)
         if underlay is None:
             return True
         ours = underlay.interface
+        if isinstance(notice, RouteNotice):
+            return notice.replaced in self._expected or self._leads_elsewhere(notice, ours.index)
         if isinstance(notice, InterfaceNotice):
-            renamed = notice.ifindex == ours.index and (notice.mtu, notice.name) != (ours.mtu, ours.name)
-            return renamed or (notice.name == self._config.interface and notice.ifindex != ours.index)
+            if notice.ifindex == ours.index:
+                return (notice.mtu, notice.name, notice.up) != (ours.mtu, ours.name, ours.up)
+            return may_be_chosen(self._config, notice.name)
+        return self._address_matters(notice, ours, (*wanted.node_addresses, *wanted.overrides.values()))
+
+    def _address_matters(self, notice: AddressNotice, ours: Interface, named: tuple[str, ...]) -> bool:
         if notice.ifindex == ours.index:
             return notice.present != (notice.address in ours.addresses)
-        return notice.present and notice.address in wanted.node_addresses
+        return notice.present and (notice.address in named or may_be_chosen(self._config, notice.address))
+
+    def _leads_elsewhere(self, notice: RouteNotice, underlay: int) -> bool:
+        """Whether a foreign route changes which peers are next door, or which link is the underlay."""
+        if notice.ifindex == underlay and self._neighbourhood.changes_with(notice.route, present=notice.present):
+            return True
+        # The way to can_reach may be another now, and without any wish the default route may decide.
+        asked = self._config.can_reach
+        return notice.route.network in DEFAULT_ROUTES if not asked else notice.route.holds(asked)
 
     def _note_repairs(self, why: str, steps: tuple[Step, ...]) -> None:
         if not steps or self._followed is None or not why.startswith(("changed", "notifications", "audit")):
@@ -428,6 +486,8 @@ def _name(notice: AnyNotice) -> str:
         return _describe(notice.key)
     if isinstance(notice, AddressNotice):
         return f"address {notice.address}"
+    if isinstance(notice, RouteNotice):
+        return f"route {notice.route.network}"
     return f"interface {notice.name}"
 
 

@@ -1,4 +1,4 @@
-"""This node's ends of the tunnels, from its links, its leases and the configuration."""
+"""Where this node takes in its peers' packets, from its links, its leases and the configuration."""
 
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping
@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterable, Mapping
 from msgspec import Struct
 
 from netagent.config import NetworkConfig
-from netagent.core.podnet import DEVICE_PREFIX, FLANNEL_PREFIX, OVERHEAD_BYTES, Vtep, Vxlan, device_name, vtep_mac
-from netagent.core.underlay import Interface, Underlay, choose_underlay, pod_mtu
+from netagent.core.podnet import DEVICE_PREFIX, FLANNEL_PREFIX, OVERHEAD_BYTES, End, Vtep, Vxlan, device_name, vtep_mac
+from netagent.core.underlay import Interface, Underlay, Way, Wish, check_overrides, choose_underlay, pod_mtu
 
 
 class NodePlan(Struct, frozen=True):
     """What this node can be in the pod network now."""
 
-    vteps: dict[int, Vtep]
+    ends: dict[int, End]
     """By family; what is there of the other families is left as it is."""
     underlay: Underlay | None
     mtu: int
@@ -32,43 +32,60 @@ def families_of(cidrs: Iterable[str]) -> tuple[int, ...]:
 
 
 def plan_node(
-    config: NetworkConfig,
+    wish: Wish,
     node_name: str,
     *,
     interfaces: Iterable[Interface],
-    default_index: int | None,
     subnets: Collection[str],
-    node_addresses: Collection[str],
+    default: Way | None = None,
+    reach: Way | None = None,
     macs: Mapping[int, str] | None = None,
 ) -> NodePlan:
-    """A tunnel end for each family of the pools that has a subnet of this node and an address on the underlay.
+    """An end for each family of the pools that has a subnet of this node and an address on the underlay.
 
     `macs`: of families whose MAC is settled; the others' follows from the node's name.
     """
-    underlay = choose_underlay(
-        interfaces, wanted=config.interface, node_addresses=node_addresses, default_index=default_index
-    )
+    config = wish.config
+    overrides, problems = check_overrides(wish.overrides)
+    underlay = choose_underlay(interfaces, wish, default=default, reach=reach)
     if isinstance(underlay, str):
-        return NodePlan({}, None, 0, (underlay,))
+        return NodePlan({}, None, 0, (underlay, *problems))
     families = families_of(config.pools)
-    mtu, problem = pod_mtu(underlay.interface.mtu, families, config.mtu)
-    problems = [problem] if problem else []
-    vteps: dict[int, Vtep] = {}
+    tunnels = config.backend == "vxlan"
+    mtu, problem = pod_mtu(underlay.interface.mtu, families, config.mtu, tunnels=tunnels)
+    problems += [problem] if problem else []
+    ends: dict[int, End] = {}
     leased = families_of(subnets)
     for family in families:
-        if family not in leased:
-            problems.append(
-                f"no IPv{family} subnet is leased to this node. Its IPv{family} pod network stays as it is."
-            )
-        elif not underlay.public_ip(family):
-            problems.append(
-                f"{underlay.interface.name} has no IPv{family} address. This node's IPv{family} pod network stays as "
-                f"it is; add an address, or take the IPv{family} pool out of network.pools."
-            )
-        else:
-            mac = (macs or {}).get(family) or vtep_mac(node_name, family)
-            vteps[family] = _vtep(config, mac, underlay, family, mtu)
-    return NodePlan(vteps, underlay, mtu, tuple(problems))
+        if missing := _missing(underlay, family, leased=family in leased, tunnels=tunnels):
+            problems.append(missing)
+            continue
+        mac = (macs or {}).get(family) or vtep_mac(node_name, family)
+        vtep = _vtep(config, mac, underlay, family, mtu) if tunnels else None
+        local = underlay.address(family)
+        ends[family] = End(
+            family=family,
+            public_ip=overrides.get(family, local),
+            local=local,
+            underlay=underlay.interface.index,
+            vtep=vtep,
+        )
+    return NodePlan(ends, underlay, mtu, tuple(problems))
+
+
+def _missing(underlay: Underlay, family: int, *, leased: bool, tunnels: bool) -> str:
+    """Why the family has no end here; "" where it has one."""
+    name = underlay.interface.name
+    if not leased:
+        return f"no IPv{family} subnet is leased to this node. Its IPv{family} pod network stays as it is."
+    if not underlay.address(family):
+        return (
+            f"{name} has no IPv{family} address. This node's IPv{family} pod network stays as it is; add an address, "
+            f"or take the IPv{family} pool out of network.pools."
+        )
+    if not tunnels and not underlay.interface.up:
+        return f"{name} is down and takes no routes. They come when it is up: ip link set {name} up."
+    return ""
 
 
 def takes_over_flannel(config: NetworkConfig) -> bool:
@@ -88,9 +105,10 @@ def _vtep(config: NetworkConfig, mac: str, underlay: Underlay, family: int, mtu:
     link = Vxlan(
         vni=config.vni,
         port=config.vxlan_port,
-        local=underlay.public_ip(family),
+        local=underlay.address(family),
         underlay=underlay.interface.index,
         mac=mac,
         mtu=mtu,
     )
-    return Vtep(family=family, device=device_name(family, config.vni, device_prefix(config)), link=link)
+    device = device_name(family, config.vni, device_prefix(config))
+    return Vtep(family=family, device=device, link=link, offload=config.vxlan_tx_checksum)

@@ -11,11 +11,15 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
-from netagent.core.podnet import Entries, Key, peer_entries
+from netagent.core.podnet import Entries, Key, direct_entries, tunnel_entries
+from netagent.core.underlay import Neighbourhood
 from netagent.records import SubnetLease
 
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 ZERO_MAC = "00:00:00:00:00:00"
+
+BACKENDS = ("vxlan", "host-gw")
+"""A lease that names none is read as vxlan."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -25,11 +29,16 @@ class Self(Struct, frozen=True, gc=False, kw_only=True):
 
     node_name: str
     devices: Mapping[int, str]
-    """vxlan device by family; a family without one has no peers."""
+    """vxlan device by family ("": this node has no tunnels); a family that is not in here has no peers."""
     pools: tuple[str, ...]
     subnets: tuple[str, ...] = ()
     macs: tuple[str, ...] = ()
     public_ips: tuple[str, ...] = ()
+    direct_routing: bool = False
+    """Plain routes to vxlan peers on the same network."""
+    underlay: int = 0
+    """ifindex."""
+    neighbourhood: Neighbourhood = Neighbourhood()
 
 
 class Peer(Struct, frozen=True, gc=False):
@@ -38,11 +47,14 @@ class Peer(Struct, frozen=True, gc=False):
     family: int
     subnet: str
     mac: str
+    """"" where a plain route leads there."""
     public_ip: str
 
     @property
-    def claims(self) -> tuple[tuple[str, str], tuple[str, str]]:
+    def claims(self) -> tuple[tuple[str, str], ...]:
         """What only one answer can be true of: (subject, answer)."""
+        if not self.mac:
+            return ()
         gateway = self.subnet.partition("/")[0]
         return ((f"{self.family} MAC {self.mac}", self.public_ip), (f"next hop {gateway}", self.mac))
 
@@ -129,11 +141,17 @@ class PeerTable:
             self._outclaimed.pop(subnet, None)
             peer = self._peers.get(subnet)
             if peer and not self._is_outclaimed(peer, first):
-                made = peer_entries(peer.family, self._self.devices[peer.family], subnet, peer.mac, peer.public_ip)
+                made = self._entries_of(peer)
                 after.update(made)
                 self._keys_of[subnet] = tuple(made)
         self.entries.update(after)
         return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+    def _entries_of(self, peer: Peer) -> Entries:
+        if not peer.mac:
+            return direct_entries(peer.family, self._self.underlay, peer.subnet, peer.public_ip)
+        device = self._self.devices[peer.family]
+        return tunnel_entries(peer.family, device, peer.subnet, peer.mac, peer.public_ip)
 
     def _is_outclaimed(self, peer: Peer, first: dict[str, str]) -> bool:
         """Whether the first claimant says otherwise; `first` keeps who that is, by subject."""
@@ -160,11 +178,21 @@ class PeerTable:
             return None, f"lease {lease.key} of node {lease.holder}: {error}. It gets no route."
         if subnet.version not in self._self.devices:
             return None, ""
-        problem = self._subnet_problem(lease, subnet) or self._mac_problem(lease)
+        problem = self._subnet_problem(lease, subnet)
         address, address_problem = self._public_ip(lease, subnet.version)
-        if problem or address_problem:
-            return None, f"lease {lease.key} of node {lease.holder}: {problem or address_problem} It gets no route."
-        return Peer(subnet.version, lease.subnet, lease.vtep_mac, address), ""
+        direct = not address_problem and self._is_direct(lease, address)
+        problem = problem or address_problem or ("" if direct else self._tunnel_problem(lease, subnet.version))
+        if problem:
+            return None, f"lease {lease.key} of node {lease.holder}: {problem} It gets no route."
+        return Peer(subnet.version, lease.subnet, "" if direct else lease.vtep_mac, address), ""
+
+    def _is_direct(self, lease: SubnetLease, address: str) -> bool:
+        """Whether a plain route leads there: both ends need none of the other's backend for it. So nodes whose backend
+        is being changed one after the other go on reaching each other, where they are on one network."""
+        tunnels = lease.backend in ("", "vxlan") and self._self.devices[6 if ":" in address else 4]
+        if tunnels and not self._self.direct_routing:
+            return False
+        return lease.backend in ("", *BACKENDS) and address in self._self.neighbourhood
 
     def _subnet_problem(self, lease: SubnetLease, subnet: Network) -> str:
         if str(subnet) != lease.subnet:
@@ -176,11 +204,19 @@ class PeerTable:
                 return f"subnet {subnet} overlaps this node's own {own}."
         return ""
 
-    def _mac_problem(self, lease: SubnetLease) -> str:
+    def _tunnel_problem(self, lease: SubnetLease, family: int) -> str:
+        """Why no tunnel leads there. A peer on the same network has a plain route by now, if it may."""
         mac = lease.vtep_mac
-        if lease.backend not in ("", "vxlan"):
-            return f"its backend is {lease.backend}; this node joins vxlan peers only."
-        if not mac or not lease.public_ip:
+        if lease.backend not in ("", *BACKENDS):
+            return f"its backend is {lease.backend}, which netagent does not have."
+        if lease.backend == "host-gw" or not self._self.devices[family]:
+            ours = "vxlan" if self._self.devices[family] else "host-gw"
+            return (
+                f"its backend is {lease.backend or 'unknown'}, this node's is {ours}, and its public IP "
+                f"{lease.public_ip} is not on a network of this node's interface: only vxlan at both ends goes through "
+                f"routers."
+            )
+        if not mac:
             return "no VTEP MAC or public IP yet: its agent publishes them once its device is up."
         if not is_unicast_mac(mac):
             return f"VTEP MAC {mac!r} is not a lower-case unicast MAC."
@@ -188,6 +224,8 @@ class PeerTable:
 
     def _public_ip(self, lease: SubnetLease, family: int) -> tuple[str, str]:
         """The lease's public IP in canonical text, or why it cannot be one."""
+        if not lease.public_ip:
+            return "", "no VTEP MAC or public IP yet: its agent publishes them once it has joined."
         try:
             address = ipaddress.ip_address(lease.public_ip)
         except ValueError:

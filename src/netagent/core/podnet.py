@@ -2,8 +2,9 @@
 
 A packet from a pod here to a pod on a peer takes the peer's route (`<subnet> via <its network address> dev <vxlan>
 onlink`), the permanent neighbour of that next hop (the peer's VTEP MAC) and the forwarding entry of that MAC (the
-peer's public IP). A packet to a pod of ours that is gone ends in the blackhole route of our own subnet. Each family has
-a device of its own, so either works, fails and is repaired without the other.
+peer's public IP). A peer on the same network can do without the tunnel (backend host-gw, direct routing): its route
+leads straight to its public IP. A packet to a pod of ours that is gone ends in the blackhole route of our own subnet.
+Each family has a device of its own, so either works, fails and is repaired without the other.
 """
 
 import hashlib
@@ -35,6 +36,13 @@ class LinkKey(Struct, frozen=True, gc=False):
 
     family: int
     """4 or 6, as in every key: the family whose pods it carries."""
+    device: str
+
+
+class OffloadKey(Struct, frozen=True, gc=False):
+    """The transmit checksum offload of a vxlan device."""
+
+    family: int
     device: str
 
 
@@ -103,17 +111,18 @@ class Route(Struct, frozen=True, gc=False, kw_only=True):
     """unicast, blackhole, or the number of another type."""
     via: str = ""
     device: str = ""
+    """Name of a device of ours, or "#<ifindex>" of a foreign one: others may rename it."""
     onlink: bool = False
     protocol: int = ROUTE_PROTOCOL
     """Another one: a route of flannel's on a device that is ours now; it is replaced where it stands."""
 
 
-Key = LinkKey | SysctlKey | AddressKey | NeighbourKey | FdbKey | RouteKey
+Key = LinkKey | OffloadKey | SysctlKey | AddressKey | NeighbourKey | FdbKey | RouteKey
 Value = Vxlan | Route | str
-"""By key: Vxlan; text of a sysctl; "" of an address; MAC of a neighbour; public IP behind a MAC; Route."""
+"""By key: Vxlan; on or off; text of a sysctl; "" of an address; MAC of a neighbour; public IP behind a MAC; Route."""
 Entries = dict[Key, Value]
 
-ORDER: tuple[type[Key], ...] = (LinkKey, SysctlKey, AddressKey, NeighbourKey, FdbKey, RouteKey)
+ORDER: tuple[type[Key], ...] = (LinkKey, OffloadKey, SysctlKey, AddressKey, NeighbourKey, FdbKey, RouteKey)
 """Referents before references; removals take it in reverse."""
 _RANK = {kind: rank for rank, kind in enumerate(ORDER)}
 
@@ -148,6 +157,27 @@ class Vtep(Struct, frozen=True, gc=False, kw_only=True):
     family: int
     device: str
     link: Vxlan
+    offload: bool = True
+    """Transmit checksums may be left to the network card; some cards get those of tunnelled packets wrong."""
+
+
+class End(Struct, frozen=True, gc=False, kw_only=True):
+    """Where this node takes in one family's packets from its peers."""
+
+    family: int
+    public_ip: str
+    """What peers are told."""
+    local: str
+    """The address of this node that stands for it; another one only behind address translation."""
+    underlay: int
+    """ifindex."""
+    vtep: Vtep | None
+    """None: there are no tunnels (host-gw)."""
+
+    @property
+    def mac(self) -> str:
+        """The VTEP's; "" where there is none."""
+        return self.vtep.link.mac if self.vtep else ""
 
 
 def device_name(family: int, vni: int, prefix: Mapping[int, str] = DEVICE_PREFIX) -> str:
@@ -176,30 +206,40 @@ def network_address(subnet: str) -> str:
     return str(ipaddress.ip_network(subnet).network_address)
 
 
-def node_entries(vtep: Vtep, subnets: Iterable[str]) -> Entries:
+def node_entries(end: End, subnets: Iterable[str]) -> Entries:
     """Everything of one family that does not depend on peers: device, sysctls, addresses, blackholes of own subnets."""
-    family, device = vtep.family, vtep.device
-    entries: Entries = {LinkKey(family, device): vtep.link}
-    for sysctl, text in sysctls(family, device).items():
+    family, vtep = end.family, end.vtep
+    entries: Entries = {}
+    for sysctl, text in sysctls(family, vtep.device if vtep else "").items():
         entries[sysctl] = text
+    if vtep:
+        entries[LinkKey(family, vtep.device)] = vtep.link
+        entries[OffloadKey(family, vtep.device)] = "on" if vtep.offload else "off"
     for subnet in subnets:
-        entries[AddressKey(family, device, network_address(subnet))] = ""
+        if vtep:
+            entries[AddressKey(family, vtep.device, network_address(subnet))] = ""
         entries[RouteKey(family, subnet, BLACKHOLE_METRIC)] = Route(kind="blackhole")
     return entries
 
 
 def sysctls(family: int, device: str) -> dict[SysctlKey, str]:
-    """What forwarding between pods and this device needs. Nobody sets them back when we go."""
-    if family == 4:
+    """What forwarding between pods and this device ("": none) needs. Nobody sets them back when we go."""
+    wanted = {"net/ipv4/ip_forward" if family == 4 else "net/ipv6/conf/all/forwarding": "1"}
+    if device and family == 4:
         # Loose: the larger of this and conf.all counts, so a strict conf.all does not drop asymmetric paths here.
-        wanted = {"net/ipv4/ip_forward": "1", f"net/ipv4/conf/{device}/rp_filter": "2"}
-    else:
-        wanted = {f"net/ipv6/conf/{device}/disable_ipv6": "0", "net/ipv6/conf/all/forwarding": "1"}
+        wanted[f"net/ipv4/conf/{device}/rp_filter"] = "2"
+    elif device:
+        wanted[f"net/ipv6/conf/{device}/disable_ipv6"] = "0"
     return {SysctlKey(family, path): text for path, text in wanted.items()}
 
 
-def peer_entries(family: int, device: str, subnet: str, mac: str, public_ip: str) -> Entries:
-    """The three entries by which one peer's pods are reached."""
+def direct_entries(family: int, underlay: int, subnet: str, public_ip: str) -> Entries:
+    """The route by which the pods of a peer on the underlay's own network are reached; `underlay` is an ifindex."""
+    return {RouteKey(family, subnet, PEER_METRIC[family]): Route(via=public_ip, device=f"#{underlay}")}
+
+
+def tunnel_entries(family: int, device: str, subnet: str, mac: str, public_ip: str) -> Entries:
+    """The three entries by which one peer's pods are reached through the tunnel."""
     gateway = subnet.partition("/")[0]
     return {
         NeighbourKey(family, device, gateway): mac,
@@ -228,8 +268,10 @@ def diff(
     `keys` limits the comparison to these (never links: what is on a link goes with it). `held` are entries that were
     ours until now: where one is missing, whoever sits in its place is overwritten.
     """
+    making: frozenset[int] = frozenset()
     if keys is None:
-        actual = _surviving(desired, actual)
+        making = _families_with_new_devices(desired, actual)
+        actual = _surviving(desired, actual, making)
         keys = (*desired, *(key for key in actual if key not in desired))
     adds: list[Step] = []
     deletes: list[Step] = []
@@ -238,30 +280,52 @@ def diff(
         if want == have:
             continue
         if want is None:
-            if have is not None and not isinstance(key, SysctlKey):
+            if have is not None and not isinstance(key, SysctlKey | OffloadKey):
                 deletes.append(Step(Verb.DELETE, key, have))
         else:
             adds.append(Step(Verb.ADD if have is None and key not in held else Verb.CHANGE, key, want))
     adds.sort(key=attrgetter("rank"))
     deletes.sort(key=attrgetter("rank"), reverse=True)
-    # A stale device may hold the VNI and port that a new one needs: links go before anything comes.
-    links = [step for step in deletes if isinstance(step.key, LinkKey)]
-    return (*links, *adds, *(step for step in deletes if not isinstance(step.key, LinkKey)))
+    # A stale device may hold the VNI and port that a new one of its family needs: then it goes before that comes.
+    # Otherwise it goes last, when the routes that led over it lead elsewhere.
+    first = [step for step in deletes if isinstance(step.key, LinkKey) and step.key.family in making]
+    return (*first, *adds, *(step for step in deletes if step not in first))
 
 
-def _surviving(desired: Mapping[Key, Value], actual: Mapping[Key, Value]) -> Mapping[Key, Value]:
+def _families_with_new_devices(desired: Mapping[Key, Value], actual: Mapping[Key, Value]) -> frozenset[int]:
+    found: set[int] = set()
+    for key, want in desired.items():
+        if isinstance(key, LinkKey) and isinstance(want, Vxlan):
+            have = actual.get(key)
+            if not isinstance(have, Vxlan) or needs_new_device(want, have):
+                found.add(key.family)
+    return frozenset(found)
+
+
+def _surviving(
+    desired: Mapping[Key, Value], actual: Mapping[Key, Value], making: frozenset[int]
+) -> Mapping[Key, Value]:
     """`actual` as it will be once the links are right: without what goes with a device that is deleted or remade."""
     gone: set[str] = set()
     moved: set[str] = set()
+    leaving: set[str] = set()
     for key, have in actual.items():
         if isinstance(key, LinkKey) and isinstance(have, Vxlan) and (want := desired.get(key)) != have:
             if not isinstance(want, Vxlan) or needs_new_device(want, have):
                 gone.add(key.device)
+                if key.family not in making:
+                    leaving.add(key.device)
             elif want.mac != have.mac:
                 moved.add(key.device)  # the kernel flushes a device's neighbours when its MAC changes
     if not gone and not moved:
         return actual
-    return {key: value for key, value in actual.items() if not _lost(key, value, gone, moved)}
+    return {
+        key: value
+        for key, value in actual.items()
+        if not _lost(key, value, gone, moved)
+        # Over a device that goes last a route is there until it is replaced.
+        or (isinstance(value, Route) and value.device in leaving and key in desired)
+    }
 
 
 def _lost(key: Key, value: Value, gone: set[str], moved: set[str]) -> bool:

@@ -24,6 +24,7 @@ from netagent.core.podnet import (
     Verb,
     family_of_device,
 )
+from netagent.core.underlay import LinkRoute
 from netagent.kernel import links
 from netagent.kernel.links import AF, FAMILY, PREFIX_BITS, RTMSG, Address, Link, address_bytes, address_text, mac_bytes
 from netagent.kernel.rtnetlink import (
@@ -43,7 +44,7 @@ AF_BRIDGE = 7
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 1, 4, 5, 6, 9, 15, 18
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
@@ -69,6 +70,8 @@ class InterfaceNotice(NamedTuple):
     name: str
     mtu: int
     """Bytes; 0: it went."""
+    up: bool
+    """Administratively."""
 
 
 class AddressNotice(NamedTuple):
@@ -79,7 +82,18 @@ class AddressNotice(NamedTuple):
     present: bool
 
 
-AnyNotice = Notice | InterfaceNotice | AddressNotice
+class RouteNotice(NamedTuple):
+    """A foreign unicast route of the main table came or went."""
+
+    ifindex: int
+    """0: it leads over several links."""
+    route: LinkRoute
+    present: bool
+    replaced: RouteKey | None = None
+    """It took the place of whatever had this key."""
+
+
+AnyNotice = Notice | InterfaceNotice | AddressNotice | RouteNotice
 
 
 class Devices:
@@ -180,7 +194,7 @@ class Devices:
             yield Request(RTM_DELROUTE, 0, header + to)
         elif isinstance(route, Route):
             if route.device:
-                index = self._ifindex.get(route.device)
+                index = self._index_of(route.device)
                 if index is None:
                     return
                 to += u32(RTA_OIF, index) + attribute(RTA_GATEWAY, address_bytes(route.via))
@@ -191,6 +205,9 @@ class Devices:
             )
             mode = NLM_F_REPLACE if step.verb is Verb.CHANGE else NLM_F_EXCL
             yield Request(RTM_NEWROUTE, NLM_F_CREATE | mode, header + to)
+
+    def _index_of(self, device: str) -> int | None:
+        return int(device[1:]) if device.startswith("#") else self._ifindex.get(device)
 
     def notice(self, message: Message) -> AnyNotice | None:
         """What a notification says; None where it is no concern of the pod network."""
@@ -206,17 +223,21 @@ class Devices:
                 return self._address_notice(message)
         return None
 
-    def _route_notice(self, message: Message) -> Notice | None:
+    def _route_notice(self, message: Message) -> Notice | RouteNotice | None:
         entry = self.route(message)
         if entry is None:
             return None
         key, route, ours = entry
         if message.kind == RTM_DELROUTE:
-            return Notice(key, None) if ours else None
+            return Notice(key, None) if ours else foreign_route(message, present=False)
         if ours:
             return Notice(key, route)
+        foreign = foreign_route(message, present=True)
         # A foreign route that replaced whatever had this key: the kernel says nothing else of ours.
-        return Notice(key, None) if message.flags & NLM_F_REPLACE else None
+        replaced = bool(message.flags & NLM_F_REPLACE)
+        if foreign:
+            return foreign._replace(replaced=key if replaced else None)
+        return Notice(key, None) if replaced else None
 
     def _link_notice(self, message: Message) -> Notice | InterfaceNotice | None:
         if message.body[0] == AF_BRIDGE:
@@ -227,7 +248,7 @@ class Devices:
             return Notice(LinkKey(family, link.name), None if gone else links.read_vxlan(link))
         if device := self._name.get(link.index):  # ours, renamed
             return Notice(LinkKey(device_family(device), device), None)
-        return InterfaceNotice(link.index, link.name, 0 if gone else link.mtu)
+        return InterfaceNotice(link.index, link.name, 0 if gone else link.mtu, link.up)
 
     def _address_notice(self, message: Message) -> Notice | AddressNotice | None:
         address = links.read_address(message)
@@ -238,6 +259,19 @@ class Devices:
             return AddressNotice(address.index, address.address, present)
         key = self.address_key(address)
         return Notice(key, "" if present else None) if key else None
+
+
+def foreign_route(message: Message, *, present: bool) -> RouteNotice | None:
+    """A route of the main table as the underlay's networks are made of them; None for other kinds than unicast."""
+    number, length, _, _, _, _, _, kind, flags = RTMSG.unpack_from(message.body)
+    found = attributes(message.body, RTMSG.size)
+    family = FAMILY.get(number)
+    table = _number(found.get(RTA_TABLE))
+    if family is None or kind != RTN_UNICAST or flags & RTM_F_CLONED or table != RT_TABLE_MAIN:
+        return None
+    destination = address_text(family, found.get(RTA_DST, bytes(PREFIX_BITS[family] // 8)))
+    connected = not found.keys() & {RTA_GATEWAY, RTA_VIA, RTA_MULTIPATH}
+    return RouteNotice(_number(found.get(RTA_OIF)), LinkRoute(f"{destination}/{length}", connected), present)
 
 
 def device_family(device: str) -> int:

@@ -1,5 +1,7 @@
 """Links and addresses over rtnetlink, and sysctls: the messages that make them and what is read of them."""
 
+import array
+import fcntl
 import ipaddress
 import socket
 from pathlib import Path
@@ -9,6 +11,7 @@ from struct import pack, unpack
 from msgspec import Struct
 
 from netagent.core.podnet import Vxlan
+from netagent.core.underlay import Way
 from netagent.kernel.rtnetlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -35,9 +38,11 @@ VXLAN_ZERO_CSUM6_TX = 19
 RTEXT_FILTER_SKIP_STATS = 8
 INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE = 8, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-IFA_F_NODAD, IFA_F_DEPRECATED, IFA_F_TENTATIVE, IFA_F_DADFAILED = 0x02, 0x20, 0x40, 0x08
+IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_DEPRECATED = 0x01, 0x02, 0x08, 0x20
+"""IFA_F_SECONDARY is IFA_F_TEMPORARY of IPv6: a privacy address, which is replaced after hours."""
 RT_SCOPE_UNIVERSE = 0
-RTA_DST, RTA_OIF = 1, 4
+RTA_DST, RTA_OIF, RTA_PREFSRC = 1, 4, 7
+SIOCETHTOOL, ETHTOOL_GTXCSUM, ETHTOOL_STXCSUM = 0x8946, 0x16, 0x17
 AF = {4: socket.AF_INET, 6: socket.AF_INET6}
 FAMILY = {int(socket.AF_INET): 4, int(socket.AF_INET6): 6}
 PREFIX_BITS = {4: 32, 6: 128}
@@ -176,14 +181,24 @@ async def list_addresses(netlink: Rtnetlink) -> list[Address]:
     return [address for address in found if address is not None]
 
 
-async def default_route_index(netlink: Rtnetlink) -> int | None:
-    """ifindex of the link that carries packets to everywhere else; IPv4 first. None without a default route."""
-    for family, address in DOCUMENTATION_ADDRESS.items():
-        body = RTMSG.pack(AF[family], PREFIX_BITS[family], 0, 0, 0, 0, 0, 0, 0)
-        answer = await netlink.get(RTM_GETROUTE, body + attribute(RTA_DST, address_bytes(address)))
-        if not isinstance(answer, Refusal) and (index := _number(attributes(answer.body, RTMSG.size).get(RTA_OIF))):
-            return index
+async def default_way(netlink: Rtnetlink) -> Way | None:
+    """Where packets to everywhere else go; IPv4 first. None without a default route."""
+    for address in DOCUMENTATION_ADDRESS.values():
+        if found := await way_to(netlink, address):
+            return found
     return None
+
+
+async def way_to(netlink: Rtnetlink, address: str) -> Way | None:
+    """Where packets to the address go. None where there is no route, or it leads to this node itself."""
+    family = 6 if ":" in address else 4
+    body = RTMSG.pack(AF[family], PREFIX_BITS[family], 0, 0, 0, 0, 0, 0, 0)
+    answer = await netlink.get(RTM_GETROUTE, body + attribute(RTA_DST, address_bytes(address)))
+    if isinstance(answer, Refusal):
+        return None
+    found = attributes(answer.body, RTMSG.size)
+    index, source = _number(found.get(RTA_OIF)), found.get(RTA_PREFSRC)
+    return Way(index, address_text(family, source) if source else "") if index else None
 
 
 def add_vxlan(name: str, want: Vxlan) -> list[Request]:
@@ -226,6 +241,27 @@ def change_link(name: str, want: Vxlan, have: Vxlan) -> Request:
 def delete_link(name: str) -> Request:
     """Remove a device."""
     return Request(RTM_DELLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, name))
+
+
+def read_offload(control: socket.socket, device: str) -> str:
+    """Whether the device may leave transmit checksums to the network card: on or off; "" where it is not there."""
+    value = array.array("I", [ETHTOOL_GTXCSUM, 0])
+    try:
+        _ethtool(control, device, value)
+    except OSError:
+        return ""
+    return "on" if value[1] else "off"
+
+
+def write_offload(control: socket.socket, device: str, value: str) -> None:
+    """Allow (on) or forbid (off) it. Raises OSError."""
+    _ethtool(control, device, array.array("I", [ETHTOOL_STXCSUM, value == "on"]))
+
+
+def _ethtool(control: socket.socket, device: str, command: "array.array[int]") -> None:
+    """linux/ethtool.h, struct ethtool_value behind struct ifreq; `control` says in which network namespace."""
+    request = pack("16sP16x", device.encode(), command.buffer_info()[0])
+    fcntl.ioctl(control.fileno(), SIOCETHTOOL, request)
 
 
 def add_address(family: int, index: int, address: str) -> Request:

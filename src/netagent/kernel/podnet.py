@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Self
@@ -13,16 +14,26 @@ from netagent.core.podnet import (
     ROUTE_PROTOCOL,
     Entries,
     LinkKey,
+    OffloadKey,
     Step,
     SysctlKey,
     Verb,
     Vxlan,
     needs_new_device,
 )
-from netagent.core.underlay import Interface
+from netagent.core.underlay import Interface, LinkRoute, Way
 from netagent.kernel import links
-from netagent.kernel.entries import AF_BRIDGE, NDMSG, RT_TABLE_MAIN, AnyNotice, Devices, device_family
-from netagent.kernel.links import AF, RTMSG
+from netagent.kernel.entries import (
+    AF_BRIDGE,
+    NDMSG,
+    RT_TABLE_MAIN,
+    AnyNotice,
+    Devices,
+    Notice,
+    device_family,
+    foreign_route,
+)
+from netagent.kernel.links import AF, RTA_OIF, RTMSG
 from netagent.kernel.rtnetlink import Message, Monitor, Refusal, Request, Rtnetlink, messages, u32
 
 RTM_GETROUTE, RTM_GETNEIGH = 26, 30
@@ -46,8 +57,10 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     interfaces: tuple[Interface, ...]
     """Foreign ones: those that can be the underlay."""
-    default_index: int | None
-    """ifindex of the default route's link."""
+    default: Way | None
+    """The default route's."""
+    reach: Way | None
+    """The way to the address that was asked for."""
     entries: Entries
 
 
@@ -70,6 +83,7 @@ class PodNetKernel:
         except BaseException:
             self._netlink.__exit__()
             raise
+        self._control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._devices = Devices(flannel=flannel)
         self._protocols = (ROUTE_PROTOCOL, FLANNEL_PROTOCOL)[: 1 + flannel]
 
@@ -77,19 +91,23 @@ class PodNetKernel:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._control.close()
         self._monitor.__exit__()
         self._netlink.__exit__()
 
-    async def read(self, sysctls: Iterable[SysctlKey] = ()) -> Snapshot:
-        """Read everything back, and these sysctls. Raises RtnetlinkError."""
+    async def read(self, sysctls: Iterable[SysctlKey] = (), *, reach: str = "") -> Snapshot:
+        """Read everything back, these sysctls, and the way to the address `reach`. Raises RtnetlinkError."""
         found = await links.list_links(self._netlink)
         ours = {link.index: link for link in found if self._devices.owns(link.name)}
         self._devices.know(ours.values())
         entries: Entries = {
             LinkKey(device_family(link.name), link.name): links.read_vxlan(link) for link in ours.values()
         }
+        for link in ours.values():
+            if link.kind == "vxlan":
+                entries[OffloadKey(device_family(link.name), link.name)] = links.read_offload(self._control, link.name)
         global_addresses: dict[int, list[str]] = {}
-        for address in await links.list_addresses(self._netlink):
+        for address in sorted(await links.list_addresses(self._netlink), key=_is_passing):
             if address.index not in ours and address.scope == links.RT_SCOPE_UNIVERSE:
                 global_addresses.setdefault(address.index, []).append(address.address)
             elif key := self._devices.address_key(address):
@@ -102,7 +120,8 @@ class PodNetKernel:
             interfaces=tuple(
                 _interface(link, global_addresses.get(link.index, ())) for link in found if link.index not in ours
             ),
-            default_index=await links.default_route_index(self._netlink),
+            default=await links.default_way(self._netlink),
+            reach=await links.way_to(self._netlink, reach) if reach else None,
             entries=entries,
         )
 
@@ -111,20 +130,31 @@ class PodNetKernel:
         link = await links.find_link(self._netlink, device)
         return links.read_vxlan(link) if link else None
 
+    async def link_routes(self, ifindex: int) -> tuple[LinkRoute, ...]:
+        """The foreign routes over a link. Raises RtnetlinkError."""
+        found: list[LinkRoute] = []
+        for family in AF.values():
+            body = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0) + u32(RTA_OIF, ifindex)
+            for message in await self._netlink.dump(RTM_GETROUTE, body):
+                protocol = RTMSG.unpack_from(message.body)[5]
+                if protocol != ROUTE_PROTOCOL and (notice := foreign_route(message, present=True)):
+                    found.append(notice.route)
+        return tuple(found)
+
     async def apply(self, steps: Sequence[Step]) -> list[Failure]:
         """Take the steps in order; what is refused does not stop the rest, except on a device that is not there.
 
         Raises RtnetlinkError; what is in the kernel is then unknown.
         """
         failures: list[Failure] = []
-        on_links = [step for step in steps if isinstance(step.key, LinkKey)]
-        if on_links:
-            failures += await self._apply_links(on_links)
+        first = leading_links(steps)
+        if first:
+            failures += await self._apply_links(first)
         requests: list[Request] = []
         causes: list[Step] = []
         for step in steps:
-            if isinstance(step.key, SysctlKey):
-                failures += _apply_sysctl(step.key, step)
+            if isinstance(step.key, SysctlKey | OffloadKey):
+                failures += self._apply_setting(step.key, step)
             elif not isinstance(step.key, LinkKey):
                 for request in self._devices.requests(step):
                     requests.append(request)
@@ -132,6 +162,8 @@ class PodNetKernel:
         for index, refusal in (await self._netlink.batch(requests)).items():
             if causes[index].verb is not Verb.DELETE or refusal.errno not in GONE:
                 failures.append(Failure(causes[index], *refusal))
+        if last := [step for step in steps[len(first) :] if isinstance(step.key, LinkKey)]:
+            failures += await self._apply_links(last)
         return failures
 
     def notices(self) -> tuple[list[AnyNotice], bool]:
@@ -146,6 +178,11 @@ class PodNetKernel:
             for message in messages(datagram):
                 if message.port != self._netlink.port and (notice := self._devices.notice(message)):
                     found.append(notice)
+                    if isinstance(notice, Notice) and isinstance(notice.key, LinkKey) and notice.value:
+                        # Sent for a changed offload too, which it does not tell.
+                        device = notice.key.device
+                        key = OffloadKey(notice.key.family, device)
+                        found.append(Notice(key, links.read_offload(self._control, device)))
         return found, lost
 
     def discard_notices(self) -> None:
@@ -199,6 +236,16 @@ class PodNetKernel:
         refusals = await self._netlink.batch(links.add_vxlan(device, step.value))
         return refusals.get(0) or refusals.get(2)  # 1 is refused where the kernel has no IPv6
 
+    def _apply_setting(self, key: SysctlKey | OffloadKey, step: Step) -> list[Failure]:
+        try:
+            if isinstance(key, OffloadKey):
+                links.write_offload(self._control, key.device, str(step.value))
+            else:
+                links.write_sysctl(key.path, str(step.value))
+        except OSError as error:
+            return [Failure(step, error.errno or 0, error.strerror or os.strerror(error.errno or 0))]
+        return []
+
     async def _run(self, request: Request) -> Refusal | None:
         return (await self._netlink.batch([request])).get(0)
 
@@ -209,13 +256,17 @@ def _interface(link: links.Link, addresses: Iterable[str]) -> Interface:
         name=link.name,
         mtu=link.mtu,
         loopback=bool(link.flags & links.IFF_LOOPBACK),
+        up=link.up,
         addresses=tuple(addresses),
     )
 
 
-def _apply_sysctl(key: SysctlKey, step: Step) -> list[Failure]:
-    try:
-        links.write_sysctl(key.path, str(step.value))
-    except OSError as error:
-        return [Failure(step, error.errno or 0, error.strerror or os.strerror(error.errno or 0))]
-    return []
+def _is_passing(address: links.Address) -> bool:
+    """Whether the address is not made to last: others of its link are better for peers to know."""
+    return bool(address.flags & (links.IFA_F_SECONDARY | links.IFA_F_DEPRECATED | links.IFA_F_DADFAILED))
+
+
+def leading_links(steps: Sequence[Step]) -> Sequence[Step]:
+    """The steps on links that come before all others."""
+    count = next((index for index, step in enumerate(steps) if not isinstance(step.key, LinkKey)), len(steps))
+    return steps[:count]
