@@ -33,8 +33,8 @@ from netagent.agent.sync import Dataplane
 from netagent.config import Config
 from netagent.core.flannel import render_subnet_env
 from netagent.core.frame import FrameSettings
-from netagent.disk.allocations import Allocations
 from netagent.core.underlay import public_ip_overrides
+from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError
 from netagent.disk.hostlocal import HostLocal
 from netagent.disk.state import ModeMemory, SubnetMemory

@@ -256,9 +256,6 @@ def check(config: Config) -> None:
             raise ConfigError(f"{name} = {getattr(config, name)!r}. Accepted: an absolute path.")
 
 
-def parse_cidr(name: str, text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """A network without host bits. Raises ConfigError."""
-    try:
 def _check_interface(network: NetworkConfig) -> None:
     try:
         re.compile(network.interface_regex)
@@ -273,6 +270,9 @@ def _check_interface(network: NetworkConfig) -> None:
         raise ConfigError(f"network.can_reach = {network.can_reach!r}. Accepted: an IPv4 or IPv6 address.") from None
 
 
+def parse_cidr(name: str, text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """A network without host bits. Raises ConfigError."""
+    try:
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise ConfigError(
