@@ -10,6 +10,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run: a change is judged by what it does, not by the luck of the draw. To search on:
+# HYPOTHESIS_PROFILE=search.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000

@@ -209,6 +209,15 @@ def test_ages_read_as_kubectl_prints_them(seconds: int, text: str) -> None:
     assert human_duration(seconds) == text
 
 
+def _without_nulls(value: Any) -> bool:
+    """Stored objects have none: the shapes drop them."""
+    if isinstance(value, dict):
+        return all(map(_without_nulls, value.values()))
+    if isinstance(value, list):
+        return all(map(_without_nulls, value))
+    return value is not None
+
+
 @pytest.mark.parametrize("plural", SPECS)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
@@ -223,7 +232,7 @@ def test_differences_are_those_of_all_paths(plural: str, data: st.DataObject) ->
         if data.draw(st.booleans()):
             del parent[path[-1]]
         else:
-            parent[path[-1]] = data.draw(VALUES.filter(lambda value: value is not None))
+            parent[path[-1]] = data.draw(VALUES.filter(_without_nulls))
     before, after = leaves(old, shape), leaves(new, shape)
     changed, gone = differences(old, new, shape)
     assert changed == {path for path, value in after.items() if path not in before or before[path] != value}
