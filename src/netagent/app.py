@@ -24,6 +24,7 @@ from netagent.agent.condition import NetworkCondition
 from netagent.agent.denials import DenialCounts
 from netagent.agent.drift import DriftWatch
 from netagent.agent.droplog import DropLog
+from netagent.agent.forward import ForwardAccepts
 from netagent.agent.http import HttpServer
 from netagent.agent.lease import LeaseKeeper
 from netagent.agent.mode import choose_mode
@@ -128,6 +129,8 @@ class Agent:
         self.drift = DriftWatch(self.dataplane, self._nft, self.metrics, table=TABLE_NAME)
         self.denials = DenialCounts(self.dataplane, self._nft, self.metrics, config.policy.counter_cap)
         self.drop_log = DropLog(config.policy, self.dataplane, self.metrics) if config.policy.drop_log else None
+        accepted = config.network.pools if self._network_on and config.network.forward_accept else ()
+        self.forward = ForwardAccepts(accepted, first=config.policy.enabled)
         self.pod_network = PodNetwork(config.network, self.node_name, on_vtep=self._publish, on_state=self._joined)
         previous, problems = self._memory.load()
         for problem in problems:
@@ -162,7 +165,7 @@ class Agent:
     def tasks(self) -> dict[str, Coroutine[Any, Any, Any]]:
         """What runs, by name."""
         work: dict[str, Coroutine[Any, Any, Any]] = {"dataplane": self.dataplane.run(), "http": self.http.run()}
-        work |= {"drift": self.drift.run(), "denials": self.denials.run()}
+        work |= {"drift": self.drift.run(), "denials": self.denials.run(), "forward accepts": self.forward.run()}
         if self.drop_log is not None:
             work["drop log"] = self.drop_log.run()
         work |= {f"watch {kind}": reflector.run() for kind, reflector in self.reflectors.items()}
@@ -202,10 +205,11 @@ class Agent:
         return HostLocal(network.host_local_dir)
 
     def _kinds(self) -> list[Kind]:
+        """Those that somebody here has a use for."""
         kinds = []
-        if self.config.policy.enabled or not self.config.cni.enabled:
+        if self.config.policy.enabled:
             kinds += [Kind.NAMESPACE, Kind.POD, Kind.NETWORK_POLICY]
-        elif self.config.cni.enabled:
+        elif not self.config.cni.enabled or self._host_local is not None:
             kinds.append(Kind.POD)
         if self._network_on:
             kinds += [Kind.NODE, Kind.LEASE]
@@ -338,6 +342,7 @@ class Agent:
             "leases": lambda: [_plain(lease) for lease in self.keeper.held],
             "peers": lambda: [_plain(lease) for lease in self.dataplane.store.leases.values()],
             "pod_network": lambda: _plain(self.pod_network.status),
+            "forward": lambda: _plain(self.forward.status),
             "cni": lambda: _plain(self.cni.status),
             "endpoints": self._view_endpoints,
             "policies": self._view_policies,

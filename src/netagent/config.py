@@ -101,6 +101,9 @@ class NetworkConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Rewrite the source of pod traffic that leaves the cluster."""
     non_masquerade_cidrs: tuple[str, ...] = ()
     """Destinations outside the pools that see pod addresses all the same."""
+    forward_accept: bool = True
+    """Accept the pools' traffic in forward chains of others that drop by default (Docker, ufw): rules with the comment
+    `netagent` in those chains, at the top, or after the others' rules where policy.enabled is false."""
 
 
 class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -236,6 +239,11 @@ def check(config: Config) -> None:
                 f"Accepted: {pool.prefixlen} to {30 if pool.version == 4 else 126}."
             )
         seen.append((f"network.pools[{index}]", pool))
+    if network.mode == "off" and config.cni.enabled:
+        raise ConfigError(
+            "cni.enabled = true with network.mode = 'off': our plugin would have no addresses to give. Accepted: "
+            "cni.enabled = false (another plugin wires the pods), or network.mode = 'lease'."
+        )
     if network.mode != "off" and not seen:
         raise ConfigError(f"network.pools = [] with network.mode = {network.mode!r}. Accepted: at least one CIDR.")
     if network.annotation_prefix.count("/") > 1:

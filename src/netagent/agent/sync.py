@@ -81,6 +81,7 @@ class Dataplane:
         self._config = config
         self._metrics = metrics
         self._node_name = node_name
+        self._policy_on = frame.policy
         self._kinds = kinds
         self._pods_from_api = pods_from_api
         self._wired_by_others = wired_by_others
@@ -123,10 +124,14 @@ class Dataplane:
         self._touch(dirty, always=isinstance(change, Listed))
 
     async def admit(self, endpoint: Endpoint) -> None:
-        """Return once the endpoint's policy is committed. Raises NotAdmittedError; then nothing is admitted."""
+        """Return once the endpoint's policy is committed. Raises NotAdmittedError; then nothing is admitted.
+
+        Where another agent enforces policy, only its addresses are: nothing of the API is waited for.
+        """
         try:
             async with asyncio.timeout(self._admit_timeout_s):
-                await self._pod_described(endpoint)
+                if self._policy_on:
+                    await self._pod_described(endpoint)
                 self._touch(self.store.admit(endpoint), always=True, urgent=True)
                 await self.committed()
         except TimeoutError:
@@ -209,9 +214,9 @@ class Dataplane:
         if self.problem:
             return self.problem
         pod = self.store.pods.get(endpoint.pod)
-        if pod is None:
+        if self._policy_on and pod is None:
             return "the API server has not shown the pod"
-        if not same_pod(endpoint, pod):
+        if pod is not None and not same_pod(endpoint, pod):
             return f"the API server shows another pod of this name (UID {pod.uid}, wanted {endpoint.pod_uid})"
         return "the commit of its policy"
 
