@@ -35,13 +35,16 @@ WORDS = re.compile(r"(?P<src>\S+) -> (?P<dst>\S+) (?:(?P<port>\d+)/)?(?P<protoco
 class Bed:
     """Use as an asynchronous context; everything is gone afterwards."""
 
-    def __init__(self, *, config: PolicyConfig | None = None, wired_by_cni: bool = True) -> None:
+    def __init__(
+        self, *, config: PolicyConfig | None = None, wired_by_cni: bool = True, frame: FrameSettings | None = None
+    ) -> None:
         self.cluster = oracle.Cluster(node="node-0", node_ips=frozenset(NODE_IPS))
         self.places: dict[str, Place] = {"node": prepare_router(NODE_IPS)}
         self.servers = Servers()
         self.nft = LibNftables()
         self.dataplane: Dataplane
         self._config = config or PolicyConfig()
+        self._frame = frame
         self._wired_by_cni = wired_by_cni
         self._numbers = itertools.count(10)
         self._loop: asyncio.Task[None] | None = None
@@ -73,7 +76,8 @@ class Bed:
         self.dataplane = Dataplane(
             nft or self.nft,
             self._config,
-            FrameSettings(
+            self._frame
+            or FrameSettings(
                 mark_mask=self._config.mark_mask,
                 drop_log_group=self._config.drop_log_group if self._config.drop_log else None,
             ),

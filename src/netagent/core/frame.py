@@ -158,7 +158,12 @@ def _vxlan_filter(port: int, group: int | None) -> ChainDecl:
 
 
 def _masquerade(settings: FrameSettings) -> ChainDecl:
-    """flannel's order: what keeps its source first, then pods to outside, then outside to pods of other nodes."""
+    """flannel's order: what keeps its source first, then pods to outside, then outside to pods of other nodes.
+
+    Outside to a pod of another node is rewritten so that the answer comes back through this node, which knows the
+    connection. A pod is here if it is a known one or its address is in a subnet of ours: pods of a subnet that this node
+    has lost live on, and pods that another plugin wires are not known at once.
+    """
     rules = [f"meta mark and {KUBE_PROXY_MARK} == {KUBE_PROXY_MARK} return"]
     for word, version, multicast in (("ip", 4, "224.0.0.0/4"), ("ip6", 6, "ff00::/8")):
         cluster = _of_version(settings.pools, version)
@@ -166,15 +171,17 @@ def _masquerade(settings: FrameSettings) -> ChainDecl:
         direct = _of_version(settings.non_masquerade_cidrs, version)
         if not cluster:
             continue
+        from_pods = f"{word} saddr {_anonymous(cluster)}"
+        rules.append(f"{from_pods} {word} daddr {_anonymous(cluster)} return")
+        rules.append(f"{word} daddr @local{version} return")
         if own:
-            rules.append(f"{word} saddr {_anonymous(own)} {word} daddr {_anonymous(cluster)} return")
-            rules.append(f"{word} saddr {_anonymous(cluster)} {word} daddr {_anonymous(own)} return")
-            rules.append(f"{word} saddr != {_anonymous(cluster)} {word} daddr {_anonymous(own)} return")
+            rules.append(f"{word} daddr {_anonymous(own)} return")
         if direct:
-            rules.append(f"{word} saddr {_anonymous(cluster)} {word} daddr {_anonymous(direct)} return")
-        leave = f"{word} saddr {_anonymous(cluster)} {word} daddr != {_anonymous([*cluster, multicast])}"
-        enter = f"{word} saddr != {_anonymous(cluster)} {word} daddr {_anonymous(cluster)}"
-        rules += (f"{leave} masquerade random,fully-random", f"{enter} masquerade random,fully-random")
+            rules.append(f"{from_pods} {word} daddr {_anonymous(direct)} return")
+        rules.append(f"{from_pods} {word} daddr != {multicast} masquerade random,fully-random")
+        rules.append(
+            f"{word} saddr != {_anonymous(cluster)} {word} daddr {_anonymous(cluster)} masquerade random,fully-random"
+        )
     return ChainDecl(tuple(rules), hook="type nat hook postrouting priority srcnat; policy accept;")
 
 

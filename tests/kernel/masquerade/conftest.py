@@ -30,3 +30,11 @@ async def bed(clean_tables: None) -> AsyncIterator[Bed]:
         await made.pod("x/b", app="b")
         made.outside("192.0.2.10", "2001:db8::10")
         yield made
+
+
+@pytest.fixture(scope="session")
+def lab_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Labs of these tests are nobody else's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NETAGENT_LAB_DIR", str(tmp_path_factory.mktemp("labs")))
+        yield
