@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from netagent.metrics import Metrics
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -12,3 +14,10 @@ def test_the_configuration_reference_is_current() -> None:
         [sys.executable, ROOT / "scripts/config-reference"], capture_output=True, text=True, check=True
     ).stdout
     assert (ROOT / "docs/configuration.md").read_text() == made, "run: scripts/config-reference > docs/configuration.md"
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    documented = {line.split("`")[1] for line in (ROOT / "docs/metrics.md").read_text().splitlines() if "| `" in line}
+    suffix = {"counter": "_total", "info": "_info"}
+    exposed = {metric.name + suffix.get(metric.type, "") for metric in Metrics().registry.collect()}
+    assert documented == exposed
