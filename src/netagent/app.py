@@ -198,9 +198,9 @@ class Agent:
         return LeaseKeeper(api, network, self.node_name, previous, on_change=self._leases_changed)
 
     def _others(self) -> HostLocal | None:
-        """The plugin whose pods run beside ours; None where there are none, or all are others'."""
+        """The plugin whose pods run beside ours: flannel's, in subnets that were its own before."""
         network = self.config.network
-        if not (self._network_on and self.config.cni.enabled and network.host_local_dir):
+        if not (network.mode == "node" and self.config.cni.enabled and network.host_local_dir):
             return None
         return HostLocal(network.host_local_dir)
 

@@ -86,7 +86,8 @@ class NetworkConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """File that tells other programs this node's subnet as flannel does; empty: none. By default
     /run/flannel/subnet.env in node mode, none in lease mode."""
     host_local_dir: str = "/var/lib/cni/networks"
-    """State of the IPAM plugin host-local: pods that it gave addresses to are let live on; empty: there are none."""
+    """State of the IPAM plugin host-local, read in node mode: pods that it gave addresses to live on beside ours;
+    empty: there are none."""
     interface: str = ""
     """Name of the interface between nodes. Empty, and so the three options below: the one with the node's InternalIP,
     else that of the default route. An address of the node in its annotation netagent.io/public-ip (-ipv6) goes before

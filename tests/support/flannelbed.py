@@ -118,9 +118,15 @@ class Flow:
     back: set[int] = field(default_factory=set)
     stopping: bool = False
 
-    def lost(self) -> list[int]:
-        """Numbers of those that did not come back."""
-        return [number for number in range(self.sent) if number not in self.back]
+    def lost(self) -> list[tuple[int, int]]:
+        """Those that did not come back, as (first, last) of each run."""
+        runs: list[tuple[int, int]] = []
+        for number in range(self.sent):
+            if number not in self.back:
+                runs[-1:] = (
+                    [(runs[-1][0], number)] if runs and runs[-1][1] == number - 1 else [*runs[-1:], (number,) * 2]
+                )
+        return runs
 
 
 @contextmanager

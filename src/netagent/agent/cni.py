@@ -23,7 +23,7 @@ from netagent.cni import install
 from netagent.config import CniConfig
 from netagent.core import cni
 from netagent.core.cni import Call, CniError, Code
-from netagent.core.ipam import AddressRefusedError, Pool, SubnetFullError
+from netagent.core.ipam import AddressRefusedError, Pool, SubnetFullError, first_address
 from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError
 from netagent.disk.hostlocal import HostLocal
@@ -292,7 +292,9 @@ class CniServer:
 
     def _allocate(self, call: Call, state: PodNetState) -> Endpoint:
         pod, uid = cni.pod_of(call)
-        others = self._host_local.addresses() if self._host_local else frozenset()
+        others: frozenset[str] = frozenset()
+        if self._host_local:  # and the subnet's first address is its bridge's
+            others = self._host_local.addresses() | {first_address(subnet) for subnet in state.subnets}
         return Endpoint(
             pod=pod,
             pod_uid=uid,

@@ -124,6 +124,11 @@ class Pool:
         return ip
 
 
+def first_address(subnet: str) -> str:
+    """The first usable address: where a bridge plugin has the pods' gateway."""
+    return str(_network(subnet).network_address + 1)
+
+
 def canonical(text: str) -> str:
     """An address as `ipaddress` prints it; a prefix length after "/" is ignored. Raises AddressRefusedError."""
     try:

@@ -1,0 +1,29 @@
+"""`netagent migrate` on the command line."""
+
+import argparse
+from typing import TypeAlias
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_commands(subparsers: Subparsers) -> None:
+    """Add migrate to the command line."""
+    parser = subparsers.add_parser(
+        "migrate",
+        help="hand this node over from flannel to netagent, or back",
+        description="Run on the node (its network namespace, its /etc/cni and /var/lib). --from flannel: once the "
+        "agent is ready in node mode. --to flannel: once the agent is stopped and flannel runs. See "
+        "docs/migrate-from-flannel.md.",
+    )
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--from", dest="source", choices=["flannel"], help="netagent takes over")
+    way.add_argument("--to", dest="target", choices=["flannel"], help="flannel takes over again")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--config", default="", metavar="FILE", help="the agent's; NETAGENT_* variables count too")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from netagent.commands import migration  # noqa: PLC0415 - start-up time of the other commands
+
+    return migration.run(options)
