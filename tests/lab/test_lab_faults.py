@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
+import orjson
 import pytest
 import pytest_asyncio
 
 from netagent.lab.cluster import Lab
 from netagent.lab.places import Place
 from netagent.lab.plan import Settings
+from netagent.lab.pods import HOLD
 from netagent.lab.probe import Target
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
@@ -128,3 +130,29 @@ async def test_an_agent_that_starts_without_the_api_server_keeps_the_old_rules(t
     await settled(town, "client", allowed=False)
     await town.put(admitting("client"))
     await settled(town, "client", allowed=True)
+
+
+async def test_an_unreadable_pod_costs_only_itself(town: Lab, make_pod: Callable[..., Object]) -> None:
+    await town.create(make_pod(NAMESPACE, "odd", 0, annotations={HOLD: "true"}))
+    path = await town.client.path("v1", "Pod", NAMESPACE, "odd")
+    await town.client.patch(f"{path}/status", {"status": {"podIPs": [{"ip": "no address"}]}})
+    await town.put(admitting("client", "stranger"))
+    await settled(town, "stranger", allowed=True)
+    await town.put(admitting("client"))
+    await settled(town, "stranger", allowed=False)
+    state = await town.kubectl("get", "pod", "-n", NAMESPACE, "odd", "-o", "jsonpath={.status.podIPs}")
+    assert "no address" in state
+    shown = await debug_state(town, 1, "policies")
+    assert f"Pod {NAMESPACE}/odd" in shown["undecodable"]
+
+
+async def debug_state(lab: Lab, node: int, section: str) -> Any:
+    """A section of /debug/state of a node's agent, asked for on the node's own loopback."""
+    address = f"http://127.0.0.1:9098/debug/state/{section}"
+    net = f"--net=/proc/{lab.nodes[node].holder.pid}/ns/net"
+    process = await asyncio.create_subprocess_exec(
+        *("nsenter", net, "--", "curl", "-sf", "-m", "10", address), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    return orjson.loads(output)
