@@ -11,10 +11,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 from netagent.agent.network import PodNetStatus, PodNetwork
 from netagent.config import NetworkConfig
@@ -100,6 +102,7 @@ class Node:
     told: dict[str, tuple[str, str]] = field(default_factory=dict)
     leases: tuple[SubnetLease, ...] = ()
     addresses: tuple[str, ...] = ()
+    overrides: dict[int, str] = field(default_factory=dict)
     network: PodNetwork | None = None
     _loop: asyncio.AbstractEventLoop | None = None
     _task: asyncio.Task[None] | None = None
@@ -124,7 +127,7 @@ class Node:
             subnet=subnet,
             holder=f"node-{self.number}",
             duration_s=3600,
-            backend="vxlan",
+            backend=self.config.backend,
             vtep_mac=mac,
             public_ip=public_ip,
         )
@@ -195,6 +198,13 @@ class Node:
         except BaseException as error:  # shown by stop
             self.error = error
 
+    def restart(self, peers: tuple[SubnetLease, ...], **options: object) -> None:
+        """Stop the agent and start it with these options; it finds its leases as it left them."""
+        self.stop()
+        self.config = msgspec.structs.replace(self.config, **options)
+        self.start()
+        self.update(peers)
+
     def stop(self) -> None:
         """Stop the agent; what it made stays."""
         if self._thread and self._loop and self._task:
@@ -213,7 +223,7 @@ class Node:
         assert self.network
         assert self._loop
         addresses = self.addresses if addresses is None else addresses
-        self._loop.call_soon_threadsafe(self.network.update, self.leases, peers, addresses)
+        self._loop.call_soon_threadsafe(self.network.update, self.leases, peers, addresses, dict(self.overrides))
 
     def published(self) -> tuple[SubnetLease, ...]:
         """Its leases as other nodes read them."""
@@ -235,6 +245,17 @@ class Node:
                 except OSError:
                     continue
         return False
+
+    @contextmanager
+    def stream(self, address: str) -> Iterator["Stream"]:
+        """Datagrams from this node's pod to another, a few hundred per second, while the block runs."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = in_netns(self.pod, lambda: socket.socket(family, socket.SOCK_DGRAM))
+        stream = Stream(sock, address)
+        try:
+            yield stream
+        finally:
+            stream.stop()
 
     def exchanges(self, server: "Node", address: str, size_bytes: int) -> bool:
         """Whether so many bytes go over TCP to a pod of `server` and come back whole."""
@@ -290,6 +311,54 @@ class Node:
         parts += [self.ip(f"address show dev {d} scope global", check=False) for d in ("netagent.1", "netagent6.1")]
         # The kernel's order is that of its hash tables.
         return "\n".join(sorted(re.sub(r"^\d+: ", "", line.strip()) for part in parts for line in part.splitlines()))
+
+
+class Stream:
+    """Counts the datagrams that an echo sends back."""
+
+    def __init__(self, sock: socket.socket, address: str) -> None:
+        self._sock, self._address = sock, address
+        self._sent = 0
+        self._back: set[int] = set()
+        self._ending = threading.Event()
+        sock.settimeout(0.5)
+        self._threads = [threading.Thread(target=work) for work in (self._send, self._receive)]
+        for thread in self._threads:
+            thread.start()
+
+    def lost(self) -> int:
+        """End it; how many never came back."""
+        self.stop()
+        return self._sent - len(self._back)
+
+    def passed(self) -> int:
+        """How many came back so far."""
+        return len(self._back)
+
+    def has_passed(self, count: int) -> bool:
+        return self.passed() >= count
+
+    def stop(self) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        self._sock.close()
+
+    def _send(self) -> None:
+        while not self._ending.wait(0.004):
+            self._sent += 1
+            with suppress(OSError):  # no route for a moment: counted as lost
+                self._sock.sendto(self._sent.to_bytes(4, "big"), (self._address, ECHO_PORT))
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                self._back.add(int.from_bytes(self._sock.recv(16), "big"))
+            except TimeoutError:
+                if self._ending.is_set():
+                    return
+            except OSError:  # an ICMP error
+                continue
 
 
 def _mirror(sock: socket.socket) -> None:

@@ -296,7 +296,7 @@ class PodNetwork:
         on_links = leading_links(steps)
         failures = await kernel.apply(on_links) if on_links else []
         if on_links:
-            kernel.discard_notices()  # devices are read once more when all is done
+            kernel.discard_device_notices()  # devices are read once more when all is done
         return failures + await kernel.apply(steps[len(on_links) :])
 
     def _forget(self, failures: list[Failure]) -> None:

@@ -44,7 +44,8 @@ AF_BRIDGE = 7
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 1, 4, 5, 6, 9, 15, 18
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_EXPIRES = 1, 4, 5, 6, 9, 15, 18, 23
+PASSING_ROUTE_S = 5
 RT_TABLE_MAIN = 254
 RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
@@ -204,7 +205,11 @@ class Devices:
                 family, int(length), 0, 0, RT_TABLE_MAIN, route.protocol, RT_SCOPE_UNIVERSE, kind, flags
             )
             mode = NLM_F_REPLACE if step.verb is Verb.CHANGE else NLM_F_EXCL
-            yield Request(RTM_NEWROUTE, NLM_F_CREATE | mode, header + to)
+            request = Request(RTM_NEWROUTE, NLM_F_CREATE | mode, header + to)
+            if key.family == 6 and route.onlink and step.verb is Verb.CHANGE:
+                yield from _past_the_old_route(request, route.via, u32(RTA_OIF, index or 0))
+            else:
+                yield request
 
     def _index_of(self, device: str) -> int | None:
         return int(device[1:]) if device.startswith("#") else self._ifindex.get(device)
@@ -284,6 +289,19 @@ def device_family(device: str) -> int:
 
 def _number(raw: bytes | None) -> int:
     return int.from_bytes(raw or b"", "little")
+
+
+def _past_the_old_route(request: Request, gateway: str, device: bytes) -> Iterator[Request]:
+    """Replace an IPv6 route whose next hop lies within it, which may lead over another device until now.
+
+    The kernel refuses an onlink next hop that it has a route to over another device (ip6_route_check_nh_onlink), and
+    the old route is one: a passing route to the next hop alone goes before it. It expires should we die in between.
+    """
+    header = RTMSG.pack(AF[6], 128, 0, 0, RT_TABLE_MAIN, ROUTE_PROTOCOL, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
+    to = attribute(RTA_DST, address_bytes(gateway)) + device
+    yield Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, header + to + u32(RTA_EXPIRES, PASSING_ROUTE_S))
+    yield request
+    yield Request(RTM_DELROUTE, 0, header + to)
 
 
 def _neighbour_request(step: Step, index: int, address: str) -> Request:

@@ -77,6 +77,7 @@ class PodNetKernel:
 
     def __init__(self, wake: Callable[[], None], *, flannel: bool = False) -> None:
         """`wake` is called in the event loop when there are notices; `flannel`: its devices are ours."""
+        self._wake = wake
         self._netlink = Rtnetlink()
         try:
             self._monitor = Monitor(GROUPS, wake)
@@ -85,6 +86,9 @@ class PodNetKernel:
             raise
         self._control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._devices = Devices(flannel=flannel)
+        self._put_off: list[AnyNotice] = []
+        """Notices that were read but not handed out."""
+        self._lost = False
         self._protocols = (ROUTE_PROTOCOL, FLANNEL_PROTOCOL)[: 1 + flannel]
 
     def __enter__(self) -> Self:
@@ -173,7 +177,7 @@ class PodNetKernel:
         changes too.
         """
         datagrams, lost = self._monitor.take()
-        found: list[AnyNotice] = []
+        found, self._put_off = self._put_off, []
         for datagram in datagrams:
             for message in messages(datagram):
                 if message.port != self._netlink.port and (notice := self._devices.notice(message)):
@@ -183,11 +187,20 @@ class PodNetKernel:
                         device = notice.key.device
                         key = OffloadKey(notice.key.family, device)
                         found.append(Notice(key, links.read_offload(self._control, device)))
+        lost, self._lost = lost or self._lost, False
         return found, lost
 
-    def discard_notices(self) -> None:
-        """Forget what happened until now; for a caller that reads back what it was about."""
-        self._monitor.take()
+    def discard_device_notices(self) -> None:
+        """Forget what is said of our devices until now; for a caller that reads them back."""
+        found, lost = self.notices()
+        self._put_off = [
+            notice
+            for notice in found
+            if not (isinstance(notice, Notice) and isinstance(notice.key, LinkKey | OffloadKey))
+        ]
+        self._lost |= lost
+        if self._put_off or self._lost:
+            self._wake()
 
     async def _read_neighbours(self, link: links.Link) -> Entries:
         """Neighbours and forwarding entries of one device of ours."""
