@@ -49,7 +49,7 @@ def elements(compiler: Compiler, name: str) -> dict[str, str]:
 def chain_for(compiler: Compiler, ip: str, direction: str = "ingress") -> tuple[str, ...]:
     """Rules of the chain that judges an address."""
     verb, name = elements(compiler, f"{direction}4")[ip].split()
-    assert verb == "jump"
+    assert verb == "goto"
     return compiler.ruleset.chains[name].rules
 
 
@@ -89,20 +89,20 @@ def test_rules_with_the_same_ports_become_one(node: Compiler) -> None:
 
 def test_everybody_on_every_port_is_one_rule(node: Compiler) -> None:
     put(node, policy("x/p", ingress=[rule(), rule([pods(app="web")], [port(80)])]))
-    assert chain_for(node, "10.244.0.1") == ("return",)
+    assert chain_for(node, "10.244.0.1") == ("goto admitted",)
 
 
 def test_named_ports_are_the_destinations(node: Compiler) -> None:
     put(node, words.pod("x/db", "10.244.0.2", labels={"app": "db"}, ports=[("sql", 5432, "TCP"), ("sql", 53, "UDP")]))
     put(node, words.pod("y/far", "10.244.1.1", ports=[("sql", 6432, "TCP"), ("sql", 6433, "TCP")], node="node-1"))
     put(node, policy("x/p", ingress=[rule(None, [port("sql")])], egress=[rule(None, [port("sql")])]))
-    assert chain_for(node, "10.244.0.2")[0] == "meta l4proto tcp ct reply proto-src 5432 return"
+    assert chain_for(node, "10.244.0.2")[0] == "meta l4proto tcp ct reply proto-src 5432 goto admitted"
     assert len(chain_for(node, "10.244.0.1")) == 1
     four = chain_for(node, "10.244.0.1", "egress")[0]
     assert peer_set(node, four) == {"10.244.0.2 . 5432", "10.244.1.1 . 6432", "10.244.1.1 . 6433"}
     put(node, words.pod("x/db", "10.244.0.2", labels={"app": "db"}, ports=[("sql", 99, "TCP")]))
     assert peer_set(node, four) == {"10.244.0.2 . 99", "10.244.1.1 . 6432", "10.244.1.1 . 6433"}
-    assert chain_for(node, "10.244.0.2")[0] == "meta l4proto tcp ct reply proto-src 99 return"
+    assert chain_for(node, "10.244.0.2")[0] == "meta l4proto tcp ct reply proto-src 99 goto admitted"
 
 
 def test_blocks_become_disjoint_constant_intervals(node: Compiler) -> None:
@@ -117,7 +117,7 @@ def test_an_unknown_pod_is_closed_until_it_is_shown(node: Compiler) -> None:
     pod, sandbox = local("x/new", "10.244.0.9")
     replay(node, [Admitted(sandbox)])
     for direction in ("ingress4", "egress4"):
-        assert elements(node, direction) == {"10.244.0.9": f"jump {UNKNOWN_POD}"}
+        assert elements(node, direction) == {"10.244.0.9": f"goto {UNKNOWN_POD}"}
     put(node, pod)
     assert elements(node, "ingress4") == {}
     assert '"napnew" . 10.244.0.9' in elements(node, "source4")

@@ -286,9 +286,8 @@ class Dataplane:
         existing = await self._nft.inventory()
         stamp = self._first_of_table(existing)
         ruleset = self.compiler.ruleset
-        bases = [name for name, chain in ruleset.chains.items() if chain.hook]
         anew = self._replacement_failed and existing.exists
-        return replacement(ruleset.whole(), stamp.mark, existing, base_chains=bases, anew=anew), stamp
+        return replacement(ruleset.whole(), stamp.mark, existing, anew=anew), stamp
 
     def _first_of_table(self, existing: TableInventory) -> Stamp:
         """Neither our last generation nor the one in force: a transaction that failed may have been applied."""

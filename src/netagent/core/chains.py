@@ -28,8 +28,8 @@ PEER_ADDRESS = {
     (Direction.EGRESS, 6): "ct reply ip6 saddr",
 }
 EVERY_ADDRESS = {4: (0, 2**32 - 1), 6: (0, 2**128 - 1)}
-ADMITTED = "return"
-"""Back to the judge, which goes on with the other direction."""
+ADMITTED = {Direction.EGRESS: "goto judge_ingress", Direction.INGRESS: "goto admitted"}
+"""On to what comes after. A class never returns: who comes out at its end met a chain without rules."""
 
 
 class ConstantSet(Struct, frozen=True, gc=False):
@@ -71,7 +71,7 @@ def plan_class(
     for ports in sorted(groups, key=_group_order):
         builder.add(ports, groups[ports])
         if ports is None and groups[ports].everybody:
-            return ClassPlan(ChainDecl((ADMITTED,)), (), ())
+            return ClassPlan(ChainDecl((ADMITTED[direction],)), (), ())
     return ClassPlan(ChainDecl((*builder.rules, *last)), tuple(builder.peer_sets), tuple(builder.constants))
 
 
@@ -134,6 +134,7 @@ class _Builder:
         self.peer_sets: dict[SetKey, None] = {}
         self.constants: dict[ConstantSet, None] = {}
         self._direction = direction
+        self._admitted = ADMITTED[direction]
 
     def add(self, ports: Ports, group: _Group) -> None:
         if isinstance(ports, NamedPort):
@@ -143,12 +144,12 @@ class _Builder:
         addresses = [""] if group.everybody else list(self._addresses(group.peers))
         for protocol, match in self._ports(ports):
             for address in addresses:
-                self.rules.append(" ".join(part for part in (protocol, address, match, ADMITTED) if part))
+                self.rules.append(" ".join(part for part in (protocol, address, match, self._admitted) if part))
 
     def _named(self, port: NamedPort, peers: frozenset[Peer], version: int) -> str:
         name = self._peer_set(SetKey(peers, version, port))
         address = PEER_ADDRESS[self._direction, version]
-        return f"meta l4proto {port.protocol.lower()} {address} . ct reply proto-src @{name} {ADMITTED}"
+        return f"meta l4proto {port.protocol.lower()} {address} . ct reply proto-src @{name} {self._admitted}"
 
     def _addresses(self, peers: frozenset[Peer]) -> Iterator[str]:
         blocks = [peer for peer in peers if isinstance(peer, BlockPeer)]

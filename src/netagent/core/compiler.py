@@ -317,7 +317,7 @@ class Compiler:
                 if key is not None or (not placement.known and self._settings.policy):
                     if put:
                         chain = self._classes[key].chain if key is not None else UNKNOWN_POD
-                        self.ruleset.put(name, ip, f"jump {chain}")
+                        self.ruleset.put(name, ip, f"goto {chain}")
                     else:
                         self.ruleset.discard(name, ip)
 

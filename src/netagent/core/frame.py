@@ -2,8 +2,11 @@
 
 A forwarded packet takes this way. Flows stamped with the current generation pass on the first rule. A packet without a
 conntrack entry goes to `stray`. Everything else is judged by its flow: a pod to itself is free, then the client's
-egress class and the server's ingress class each let it return or drop it. A flow that came through is stamped.
+egress class and the server's ingress class each send it on or drop it. A flow that came through is stamped.
 Traffic of no local pod meets only misses and keeps its mark.
+
+The way is all gotos, and what comes back from it is dropped. A packet that is on it while a transaction takes effect
+goes on by the old rules but finds the new elements; the class chain that these name has no rules yet for that packet.
 """
 
 from collections.abc import Iterable
@@ -94,26 +97,40 @@ def _forward(mask: int) -> dict[str, ChainDecl]:
         "forward": ChainDecl(
             (
                 f"ct mark and {mask:#010x} == {GENERATION} accept",
-                "ct state invalid,untracked goto stray",
                 "jump judge",
-                f"ct original ip saddr @local4 {stamp} accept",
-                f"ct reply ip saddr @local4 {stamp} accept",
-                f"ct original ip6 saddr @local6 {stamp} accept",
-                f"ct reply ip6 saddr @local6 {stamp} accept",
+                "drop",
             ),
             hook="type filter hook forward priority filter; policy accept;",
         ),
         "judge": ChainDecl(
             (
-                "ct original ip saddr . ct reply ip saddr @self4 return",
-                "ct original ip6 saddr . ct reply ip6 saddr @self6 return",
+                "ct state invalid,untracked goto stray",
+                "ct original ip saddr . ct reply ip saddr @self4 goto admitted",
+                "ct original ip6 saddr . ct reply ip6 saddr @self6 goto admitted",
                 "ct original ip saddr vmap @egress4",
                 "ct original ip6 saddr vmap @egress6",
-                "ct reply ip saddr vmap @ingress4",
-                "ct reply ip6 saddr vmap @ingress6",
+                "goto judge_ingress",
             )
         ),
-        # Without a conntrack entry the rules of a class cannot match: only a class that admits everything returns.
+        "judge_ingress": ChainDecl(
+            (
+                "ct reply ip saddr vmap @ingress4",
+                "ct reply ip6 saddr vmap @ingress6",
+                "ct state invalid,untracked ip daddr vmap @ingress4",
+                "ct state invalid,untracked ip6 daddr vmap @ingress6",
+                "goto admitted",
+            )
+        ),
+        "admitted": ChainDecl(
+            (
+                f"ct original ip saddr @local4 {stamp} accept",
+                f"ct reply ip saddr @local4 {stamp} accept",
+                f"ct original ip6 saddr @local6 {stamp} accept",
+                f"ct reply ip6 saddr @local6 {stamp} accept",
+                "accept",
+            )
+        ),
+        # Without a conntrack entry the rules of a class cannot match: only a class that admits everything lets it on.
         "stray": ChainDecl(
             (
                 f"icmpv6 type {_NEIGHBOUR_DISCOVERY} accept",
@@ -121,8 +138,7 @@ def _forward(mask: int) -> dict[str, ChainDecl]:
                 "ip6 saddr . ip6 daddr @self6 accept",
                 "ip saddr vmap @egress4",
                 "ip6 saddr vmap @egress6",
-                "ip daddr vmap @ingress4",
-                "ip6 daddr vmap @ingress6",
+                "goto judge_ingress",
             )
         ),
         DENIED[Direction.INGRESS]: ChainDecl((forget, "counter name denied_ingress drop")),
@@ -161,8 +177,8 @@ def _masquerade(settings: FrameSettings) -> ChainDecl:
     """flannel's order: what keeps its source first, then pods to outside, then outside to pods of other nodes.
 
     Outside to a pod of another node is rewritten so that the answer comes back through this node, which knows the
-    connection. A pod is here if it is a known one or its address is in a subnet of ours: pods of a subnet that this node
-    has lost live on, and pods that another plugin wires are not known at once.
+    connection. A pod is here if it is a known one or its address is in a subnet of ours: pods of a subnet that this
+    node has lost live on, and pods that another plugin wires are not known at once.
     """
     rules = [f"meta mark and {KUBE_PROXY_MARK} == {KUBE_PROXY_MARK} return"]
     for word, version, multicast in (("ip", 4, "224.0.0.0/4"), ("ip6", 6, "ff00::/8")):

@@ -4,7 +4,7 @@ Order is data. What is referred to comes before what refers to it, removals come
 map element that changes its verdict is removed before it is added again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from netagent.core.ruleset import GENERATION, ChainDecl, Delta, Elements
 from netagent.ports import TableInventory
@@ -23,24 +23,25 @@ def render(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark
     return "\n".join(_lines(delta, chains, mark, new_mark=new_mark)) + "\n"
 
 
-def replacement(
-    whole: Delta, mark: str, existing: TableInventory, *, base_chains: Iterable[str], anew: bool = False
-) -> str:
+def replacement(whole: Delta, mark: str, existing: TableInventory, *, anew: bool = False) -> str:
     """The script that replaces whatever the table holds by exactly the delta, in one transaction.
 
-    Base chains that stay are flushed, not deleted: their hooks stay in force, so no packet can pass between two. `anew`
-    deletes the table and its counters all the same: the only way where somebody gave such a chain another hook.
+    What stays is flushed, not deleted: hooks stay in force, and a packet that is under way while the kernel turns to
+    the new generation finds the old rules and the new elements, never a map that is empty for it. `anew` deletes the
+    table and its counters all the same: the only way where somebody gave a name another hook or type.
     """
     lines = [f"add table {TABLE}"]
     if anew:
         lines += (f"delete table {TABLE}", f"add table {TABLE}")
     elif existing.exists:
-        kept = set(base_chains) & existing.chains
+        maps = {name for name, one in whole.new_sets.items() if one.decl.is_map}
+        sets = whole.new_sets.keys() - maps
         lines.append(f"flush table {TABLE}")
         lines += (f"flush map {TABLE} {name}" for name in sorted(existing.maps))
-        lines += (f"delete chain {TABLE} {name}" for name in sorted(existing.chains - kept))
-        lines += (f"delete map {TABLE} {name}" for name in sorted(existing.maps))
-        lines += (f"delete set {TABLE} {name}" for name in sorted(existing.sets))
+        lines += (f"flush set {TABLE} {name}" for name in sorted(existing.sets & sets))
+        lines += (f"delete chain {TABLE} {name}" for name in sorted(existing.chains - whole.new_chains.keys()))
+        lines += (f"delete map {TABLE} {name}" for name in sorted(existing.maps - maps))
+        lines += (f"delete set {TABLE} {name}" for name in sorted(existing.sets - sets))
         lines += (f"delete counter {TABLE} {name}" for name in sorted(existing.counters - set(whole.new_counters)))
     lines += _lines(whole, whole.new_chains, mark, new_mark=False)
     return "\n".join(lines) + "\n"

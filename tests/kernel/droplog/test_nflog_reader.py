@@ -75,10 +75,9 @@ async def test_what_a_slow_reader_loses_is_counted() -> None:
 
 async def test_vxlan_from_strangers_is_handed_over() -> None:
     ruleset = Compiler(Store(), FrameSettings(vxlan_port=8472, drop_log_group=GROUP), "node-0").ruleset
-    bases = [name for name, chain in ruleset.chains.items() if chain.hook]
     nft = LibNftables()
     try:
-        await nft.run(replacement(ruleset.whole(), "0x10000", await nft.inventory(), base_chains=bases))
+        await nft.run(replacement(ruleset.whole(), "0x10000", await nft.inventory()))
         with NflogReader(GROUP) as reader:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
                 out.sendto(bytes(50), ("127.0.0.1", 8472))

@@ -63,10 +63,10 @@ async def test_admit_returns_after_the_commit(bed: Bed) -> None:
     admission = asyncio.create_task(bed.dataplane.admit(place.endpoint(record.key, record.uid)))
     await bed.until("the commit is under way", lambda: slow.waiting > before)
     assert not admission.done()
-    assert "10.244.0.9 : jump" not in await bed.nft.text()
+    assert "10.244.0.9 : goto" not in await bed.nft.text()
     slow.open.set()
     await admission
-    assert "10.244.0.9 : jump in_" in await bed.nft.text()
+    assert "10.244.0.9 : goto in_" in await bed.nft.text()
 
 
 async def test_a_refused_commit_admits_nobody(bed: Bed) -> None:
@@ -96,7 +96,7 @@ async def test_a_pod_waits_until_the_api_shows_it(bed: Bed) -> None:
     assert not admission.done()
     await bed.put(words.pod("x/a", uid="second"))
     await admission
-    assert "10.244.0.9 : jump in_" in await bed.nft.text()
+    assert "10.244.0.9 : goto in_" in await bed.nft.text()
 
 
 async def test_no_packet_passes_from_before_the_link_exists(bed: Bed) -> None:

@@ -1,7 +1,9 @@
 """Whole replacements, refused transactions and restarts: nothing opens, nothing that is allowed breaks."""
 
 import asyncio
+import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -74,6 +76,47 @@ async def test_replacing_the_table_opens_nothing_and_loses_nothing(town: Bed) ->
     assert [flow.received for flow in denied] == [0, 0]
     await town.flowing(*kept)
     assert [flow.finish() for flow in kept] == [0, 0]
+
+
+FLOOD = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+print("started", flush=True)
+while True:
+    sock.sendto(b"x", (sys.argv[1], 9001))
+"""
+RACE_S = 5.0
+
+
+@pytest.mark.parametrize("kind", ["change", "whole"])
+async def test_no_packet_slips_through_while_a_commit_takes_effect(bed: Bed, kind: str) -> None:
+    """A packet reads rules and elements one after the other; the kernel may turn to the new generation in between."""
+    server, client = await bed.pod("x/server", app="server"), await bed.pod("x/client")
+    receiver = server.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    receiver.bind((server.ip(), 9001))
+    receiver.setblocking(False)
+    await bed.put(policy("x/deny", selector(app="server"), ingress=[]))
+    command = [sys.executable, "-c", FLOOD, server.ip()]
+    flooders = [client.inside(lambda: subprocess.Popen(command, stdout=subprocess.PIPE)) for _ in range(2)]
+    try:
+        for flooder in flooders:
+            assert flooder.stdout is not None
+            assert await asyncio.to_thread(flooder.stdout.readline) == b"started\n"
+        end_s = asyncio.get_running_loop().time() + RACE_S
+        number = 0
+        while asyncio.get_running_loop().time() < end_s:
+            number += 1
+            if kind == "whole":
+                bed.dataplane.distrust("the test says so")
+            await bed.put(policy("x/deny", selector(app="server"), ingress=[rule([pods(app=f"r{number}")])]))
+        assert number > 10
+    finally:
+        for flooder in flooders:
+            flooder.kill()
+            flooder.communicate()
+    with pytest.raises(BlockingIOError):
+        receiver.recv(16)
+    receiver.close()
 
 
 async def test_a_refused_transaction_leaves_the_old_rules_until_the_next_one(town: Bed) -> None:
