@@ -30,6 +30,7 @@ from netagent.agent.lease import LeaseKeeper
 from netagent.agent.mode import choose_mode
 from netagent.agent.network import PodNetwork
 from netagent.agent.nodenet import NodeNet
+from netagent.agent.podmtu import PodMtu
 from netagent.agent.sync import Dataplane
 from netagent.config import Config
 from netagent.core.flannel import render_subnet_env
@@ -150,6 +151,7 @@ class Agent:
             observe=self._observe_cni,
             host_local=self._host_local,
         )
+        self.pod_mtu = PodMtu(self.pod_network, self.cni.endpoints)
         self.bridges = OthersBridges(lambda: tuple(lease.subnet for lease in self._own), self.cni.endpoints)
         self._debug = web.Application()
         questions.add_routes(self._debug, self.dataplane, self._nft, node_name=self.node_name, overlay=self._network_on)
@@ -174,6 +176,8 @@ class Agent:
             work |= {"events": self.events.run(), "condition": self.condition.run()}
         if self.config.cni.enabled:
             work["cni"] = self.cni.run()
+        if self._network_on and self.config.cni.enabled:
+            work["pod mtu"] = self.pod_mtu.run()
         if self._host_local is not None:
             work["bridges"] = self.bridges.run()
         return work
@@ -270,7 +274,8 @@ class Agent:
         self.keeper.advertise(subnet, backend=self.config.network.backend, vtep_mac=mac, public_ip=public_ip)
 
     def _joined(self) -> None:
-        """What new pods are offered has changed: tell those who read it as flannel's."""
+        """What new pods are offered has changed: tell those who read it as flannel's, and change running pods' MTU."""
+        self.pod_mtu.kick()
         network, state = self.config.network, self.pod_network.state()
         by_default = SUBNET_ENV if network.mode == "node" else ""
         path = by_default if network.subnet_env is None else network.subnet_env

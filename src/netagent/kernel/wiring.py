@@ -10,8 +10,10 @@ go with the link, so removing the link removes everything.
 
 import asyncio
 import contextlib
+import fcntl
 import re
 import socket
+import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +67,9 @@ RTN_LOCAL = 2
 RTPROT_BOOT = 3
 
 SYSCTL = Path("/proc/sys/net")
+SIOCGIFMTU, SIOCSIFMTU = 0x8921, 0x8922
+IFREQ_MTU = struct.Struct("16si20x")
+"""struct ifreq of netdevice(7): name and MTU."""
 
 
 class Wiring:
@@ -92,6 +97,14 @@ class Wiring:
     async def routed(self, names: frozenset[str]) -> dict[str, str]:
         """Address -> name, for the addresses that our routes lead to these links."""
         return await self._run(lambda: routed(names)) if names else {}
+
+    async def mtus(self, names: frozenset[str]) -> dict[str, int]:
+        """MTU in bytes by name, of those links that exist."""
+        return await self._run(lambda: mtus(names))
+
+    async def set_mtu(self, endpoint: Endpoint, mtu: int) -> None:
+        """Give both ends of a pod's link another MTU; done where the link is gone. Raises NetagentError."""
+        await self._run(lambda: set_mtu(endpoint, mtu))
 
     def close(self) -> None:
         """No more work is accepted."""
@@ -147,6 +160,40 @@ def check(endpoint: Endpoint) -> tuple[str, ...]:
     """See Wiring.check."""
     with open_netns(endpoint.netns) as netns:
         return (*_check_host_side(endpoint), *run_in_netns(netns, lambda: _check_pod_side(endpoint)))
+
+
+def mtus(names: frozenset[str]) -> dict[str, int]:
+    """See Wiring.mtus."""
+    found: dict[str, int] = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        for name in names:
+            with contextlib.suppress(OSError):  # the link went
+                answer = fcntl.ioctl(control, SIOCGIFMTU, IFREQ_MTU.pack(name.encode(), 0))
+                found[name] = IFREQ_MTU.unpack(answer)[1]
+    return found
+
+
+def set_mtu(endpoint: Endpoint, mtu: int) -> None:
+    """See Wiring.set_mtu."""
+    before = mtus(frozenset({endpoint.host_ifname})).get(endpoint.host_ifname)
+    if before is None:
+        return
+    with open_netns(endpoint.netns) as netns:
+        # An end drops what is larger than its MTU, so the end that may send more goes last.
+        if mtu > before:
+            _set_link_mtu(endpoint.host_ifname, mtu)
+        run_in_netns(netns, lambda: _set_link_mtu(endpoint.ifname, mtu))
+    if mtu < before:
+        _set_link_mtu(endpoint.host_ifname, mtu)
+
+
+def _set_link_mtu(name: str, mtu: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        try:
+            fcntl.ioctl(control, SIOCSIFMTU, IFREQ_MTU.pack(name.encode(), mtu))
+        except OSError as error:
+            if error.errno != ENODEV:
+                raise RtnetlinkError(f"set the MTU of {name} to {mtu}", error.errno or 0, "") from error
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
