@@ -18,15 +18,16 @@ from aiohttp import web
 
 from netagent import __version__
 from netagent.agent import questions
+from netagent.agent.abandoned import AbandonedLeases
 from netagent.agent.bridges import OthersBridges
 from netagent.agent.cni import CniServer
-from netagent.agent.condition import NetworkCondition
+from netagent.agent.condition import Lack, NetworkCondition
 from netagent.agent.denials import DenialCounts
 from netagent.agent.drift import DriftWatch
 from netagent.agent.droplog import DropLog
 from netagent.agent.forward import ForwardAccepts
 from netagent.agent.http import HttpServer
-from netagent.agent.lease import LeaseKeeper
+from netagent.agent.lease import LOST, LeaseKeeper
 from netagent.agent.mode import choose_mode
 from netagent.agent.network import PodNetwork
 from netagent.agent.nodenet import NodeNet
@@ -140,6 +141,7 @@ class Agent:
         self.events = EventWriter(api, self.node_name)
         self.condition = NetworkCondition(api, self.events, self.node_name, self._lacks)
         catalogue = resources(config.network.lease_namespace)
+        self.abandoned = AbandonedLeases(api, config.network, self.dataplane.store)
         watched = [kind for kind in kinds if kind is not Kind.LEASE or config.network.mode == "lease"]
         self.reflectors = {kind: Reflector(api, catalogue[kind], self._emit, config.api) for kind in watched}
         self.cni = CniServer(
@@ -175,6 +177,8 @@ class Agent:
             work |= {"lease": self.keeper.run(), "pod network": self.pod_network.run()}
             work |= {"events": self.events.run(), "condition": self.condition.run()}
         if self.config.cni.enabled:
+        if self.config.network.mode == "lease":
+            work["abandoned leases"] = self.abandoned.run()
             work["cni"] = self.cni.run()
         if self._network_on and self.config.cni.enabled:
             work["pod mtu"] = self.pod_mtu.run()
@@ -199,7 +203,9 @@ class Agent:
         network = self.config.network
         if network.mode == "node":
             return NodeNet(api, network, self.node_name, emit=self._emit, on_change=self._leases_changed)
-        return LeaseKeeper(api, network, self.node_name, previous, on_change=self._leases_changed)
+        return LeaseKeeper(
+            api, network, self.node_name, previous, on_change=self._leases_changed, on_loss=self._lease_lost
+        )
 
     def _others(self) -> HostLocal | None:
         """The plugin whose pods run beside ours: flannel's, in subnets that were its own before."""
@@ -289,9 +295,14 @@ class Agent:
         except DiskError as error:
             log.warning("%s Programs that read it have an old one or none.", error)
 
-    def _lacks(self) -> str:
+    def _lacks(self) -> Lack | None:
         """Why no pod can start here for want of a network."""
-        return self.keeper.problem or self._network_problem()
+        if problem := self.keeper.problem:
+            return Lack(problem, self.keeper.reason)
+        return Lack(problem) if (problem := self._network_problem()) else None
+
+    def _lease_lost(self, message: str) -> None:
+        self.condition.tell(Lack(message, LOST))
 
     def _can_serve(self) -> bool:
         return self.state() is not None and self.dataplane.ready

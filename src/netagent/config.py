@@ -23,6 +23,9 @@ ENV_PREFIX = "NETAGENT_"
 MAX_FILE_BYTES = 1 << 20
 """A configuration file larger than this is refused: ours is some hundred bytes."""
 
+MIN_GRACE_S = 8.0
+"""Half of it is more than what two nodes' clocks may differ without being noticed (kube.clock.AGREES_S)."""
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -64,7 +67,8 @@ class NetworkConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     lease_duration_s: Annotated[int, Meta(ge=3)] = 3600
     """spec.leaseDurationSeconds; renewed at a third of it."""
     takeover_grace_s: Annotated[float, Meta(ge=0)] = 600.0
-    """An expired lease of another node is taken over only this long after it expired."""
+    """An expired lease of another node is taken over only this long after it expired; its holder stops to give out
+    addresses at half of it. At least 8, and a tenth of lease_duration_s; the same on all nodes."""
     backend: Literal["vxlan", "host-gw"] = "vxlan"
     """How nodes reach each other's pods. vxlan: tunnels over any network; host-gw: plain routes, for nodes that all are
     on one network, without the tunnels' overhead."""
@@ -137,6 +141,9 @@ class CniConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the executable is installed; empty: it is installed by other means."""
     conf_dir: str = "/etc/cni/net.d"
     """Where the configuration list is written once the node can serve."""
+    version: Literal["0.3.1", "0.4.0", "1.0.0", "1.1.0"] = "1.0.0"
+    """cniVersion of the configuration list. 1.1.0, which has GC and STATUS, needs containerd 2.0 or CRI-O 1.31, and
+    chained plugins that know it (containernetworking-plugins 1.6)."""
     conf_name: str = "10-netagent.conflist"
     """File name of the configuration list; runtimes take the first in alphabetical order."""
     chained: tuple[str, ...] = ("portmap",)
@@ -247,6 +254,7 @@ def check(config: Config) -> None:
         )
     if network.mode != "off" and not seen:
         raise ConfigError(f"network.pools = [] with network.mode = {network.mode!r}. Accepted: at least one CIDR.")
+    _check_grace(network)
     if network.annotation_prefix.count("/") > 1:
         raise ConfigError(f"network.annotation_prefix = {network.annotation_prefix!r}. Accepted: at most one slash.")
     _check_interface(network)
@@ -263,6 +271,16 @@ def check(config: Config) -> None:
     for name in ("state_dir",):
         if not Path(getattr(config, name)).is_absolute():
             raise ConfigError(f"{name} = {getattr(config, name)!r}. Accepted: an absolute path.")
+
+
+def _check_grace(network: NetworkConfig) -> None:
+    least_s = max(MIN_GRACE_S, network.lease_duration_s / 10)
+    if network.mode in ("lease", "auto") and network.takeover_grace_s < least_s:
+        raise ConfigError(
+            f"network.takeover_grace_s = {network.takeover_grace_s:g} with network.lease_duration_s = "
+            f"{network.lease_duration_s}. Accepted: at least {least_s:g}, so that a node that is cut off stops to give "
+            f"out addresses before another one may take its subnet."
+        )
 
 
 def _check_interface(network: NetworkConfig) -> None:

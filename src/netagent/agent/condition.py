@@ -2,15 +2,19 @@
 
 While the condition is True the control plane taints the node, so that no pod is sent to where none can start. It is set
 only for what this node itself lacks (a subnet, its tunnel), after it has lacked it for a while; the pods that run are
-not touched by it. flannel and cloud providers use the same condition: it is written at start and at changes, not
-defended.
+not touched by it. A lease lost to another node is told even if another one is held a moment later: the pods of the lost
+one are the operator's business. flannel and cloud providers use the same condition: it is written at start and at
+changes, not defended.
 """
 
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Never
+
+from msgspec import Struct
 
 from netagent.kube.backoff import Backoff
 from netagent.kube.client import ApiClient, ApiError, Unreachable
@@ -27,15 +31,23 @@ UP, DOWN = "NetagentIsUp", "NetagentHasNoNetwork"
 log = logging.getLogger(__name__)
 
 
+class Lack(Struct, frozen=True):
+    """Why no pod can start here for want of a network."""
+
+    message: str
+    reason: str = DOWN
+    """CamelCase, for machines."""
+
+
 class NetworkCondition:
-    """Keeps the condition of one Node in step with `problem()` ("": the pod network is there)."""
+    """Keeps the condition of one Node in step with `lack()` (None: the pod network is there)."""
 
     def __init__(
         self,
         api: ApiClient,
         events: EventWriter,
         node: str,
-        problem: Callable[[], str],
+        lack: Callable[[], Lack | None],
         *,
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
@@ -43,13 +55,19 @@ class NetworkCondition:
         self._api = api
         self._events = events
         self._node = node
-        self._problem = problem
+        self._lack = lack
         self._patience_s = patience_s
         self._clock = clock
         self._uid = ""
-        self._written: tuple[str, str] | None = None
-        """(Node's uid, problem) that the cluster knows."""
+        self._written: tuple[str, Lack | None] | None = None
+        """(Node's uid, what it lacks) that the cluster knows."""
+        self._news: deque[Lack] = deque()
+        """To be told before anything else, oldest first."""
         self._lacking_since_s: float | None = None
+
+    def tell(self, news: Lack) -> None:
+        """Set the condition True for this, and post an Event, even if it is over by then."""
+        self._news.append(news)
 
     def observe(self, change: Change) -> None:
         """A Node that is made anew has no condition."""
@@ -73,26 +91,31 @@ class NetworkCondition:
                         log.warning("condition NetworkUnavailable: %s netagent tries again.", error)
             await asyncio.sleep(pause_s)
 
-    def _due(self) -> tuple[str, str] | None:
+    def _due(self) -> tuple[str, Lack | None] | None:
         """What must be written now."""
-        problem = self._problem()
-        if not problem:
+        lack = self._lack()
+        if lack is None:
             self._lacking_since_s = None
         elif self._lacking_since_s is None:
             self._lacking_since_s = self._clock()
         patient = self._lacking_since_s is not None and self._clock() - self._lacking_since_s < self._patience_s
-        state = (self._uid, problem)
+        if self._news:
+            return (self._uid, self._news[0]) if self._uid else None
+        state = (self._uid, lack)
         return None if not self._uid or patient or state == self._written else state
 
-    async def _write(self, state: tuple[str, str]) -> None:
-        uid, problem = state
-        before = self._written[1] if self._written else ""
-        message = problem or "netagent has joined this node to the pod network."
+    async def _write(self, state: tuple[str, Lack | None]) -> None:
+        uid, lack = state
+        message = lack.message if lack else "netagent has joined this node to the pod network."
+        reason = lack.reason if lack else UP
         written = await set_network_available(
-            self._api, self._node, not problem, DOWN if problem else UP, message, now_s=time.time()
+            self._api, self._node, lack is None, reason, message, now_s=self._api.clock.now_s()
         )
+        before = self._written[1] if self._written else None
         self._written = state
-        if problem and problem != before:
-            self._events.post(Note(Kind.NODE, Key("", self._node), uid, DOWN, problem))
+        if self._news and self._news[0] is lack:
+            self._news.popleft()
+        if lack is not None and lack != before:
+            self._events.post(Note(Kind.NODE, Key("", self._node), uid, reason, message))
         if written:
-            log.info("condition NetworkUnavailable=%s: %s", bool(problem), message)
+            log.info("condition NetworkUnavailable=%s: %s", lack is not None, message)

@@ -3,6 +3,10 @@
 The lease is the object on the API server and nothing else. While the API server is away the node keeps what it holds; a
 lease that is gone is made again; one that another node holds now is lost, which is reported and then made good by
 acquiring another. The kernel is other people's work: they are told by `on_change`.
+
+Nobody may think that a subnet is his while another one has it. So addresses are given out only while no other node can
+have taken the subnet (`allocatable`): half a grace before it may, by the API server's clock and by a clock that runs on
+however this node's is set; and not while the watch says that the lease is gone or another's. See docs/leases.md.
 """
 
 import asyncio
@@ -32,6 +36,9 @@ LOOK_S = 60.0
 ATTEMPTS = 8
 """Lost races against other nodes before the leases are listed again."""
 
+EXPIRED, EXHAUSTED, LOST, NONE_YET = "SubnetLeaseExpired", "SubnetPoolExhausted", "SubnetLeaseLost", "NoSubnetLease"
+"""Reasons why a node has no subnet to give addresses from."""
+
 log = logging.getLogger(__name__)
 
 
@@ -39,17 +46,29 @@ class _Waiting(NetagentError):
     """Nothing can be done now; what it waits for is in the text."""
 
 
+class _Exhausted(_Waiting):
+    """No subnet is free."""
+
+
 class _Held(Struct, frozen=True):
     lease: SubnetLease
     stored: Stored
+    until_s: float
+    """By `elapsed`: nothing is given out after that, whatever the clocks say by then."""
+
+
+def _since_boot_s() -> float:
+    """Runs on while the machine sleeps, and nobody can set it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class LeaseKeeper:
     """Keeps one subnet of each configured family for this node.
 
     `previous` are the subnets that the node held before, best first. `on_change` is called on the event loop with all
-    held leases whenever a subnet comes, goes, or its published addresses change (not at mere renewals). `clock` gives
-    seconds since the epoch.
+    held leases whenever a subnet comes, goes, or its published addresses change (not at mere renewals). `on_loss` is
+    called with what the operator should know when another node has taken a lease. `clock` gives seconds since the
+    epoch, by default the API server's; `elapsed` seconds that nobody sets.
     """
 
     def __init__(
@@ -60,7 +79,9 @@ class LeaseKeeper:
         previous: tuple[str, ...] = (),
         *,
         on_change: Callable[[tuple[SubnetLease, ...]], None],
-        clock: Callable[[], float] = time.time,
+        on_loss: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] | None = None,
+        elapsed: Callable[[], float] = _since_boot_s,
         rng: random.Random | None = None,
     ) -> None:
         self._store = LeaseStore(api, network.lease_namespace)
@@ -68,15 +89,21 @@ class LeaseKeeper:
         self._node = node
         self._previous = tuple(text for text in previous if _is_network(text))
         self._on_change = on_change
-        self._clock = clock
+        self._on_loss = on_loss
+        self._clock = clock or api.clock.now_s
+        self._elapsed = elapsed
         self._rng = rng or random.Random()  # noqa: S311 - spreads nodes, guards nothing
         self._pools = rules.pools_by_family(network)
         self._held: dict[int, _Held] = {}
         self._doubted: set[int] = set()
         """Families whose lease must be read again before anything else is done with it."""
+        self._missing: set[int] = set()
+        """Of these, where the lease was seen gone, or with another holder."""
         self._notes: dict[str, Mapping[str, str]] = {}
         self._told: tuple[tuple[str, ...], ...] = ()
         self._problem = "no subnet lease was acquired yet"
+        self._exhausted = False
+        self._lost = False
         self._kick = asyncio.Event()
         cap_s = min(BACKOFF_CAP_S, network.lease_duration_s / 6)
         self._backoff = Backoff(cap_s, rng=self._rng.random)
@@ -89,8 +116,14 @@ class LeaseKeeper:
     @property
     def allocatable(self) -> tuple[str, ...]:
         """Subnets that new pods may get addresses from: nobody else can have taken them over by now."""
-        now_s, grace_s = self._clock(), self._network.takeover_grace_s
-        return tuple(lease.subnet for lease in self.held if rules.may_allocate(lease, now_s, grace_s))
+        now_s, elapsed_s, grace_s = self._clock(), self._elapsed(), self._network.takeover_grace_s
+        return tuple(
+            held.lease.subnet
+            for family, held in sorted(self._held.items())
+            if family not in self._missing
+            and elapsed_s < held.until_s
+            and rules.may_allocate(held.lease, now_s, grace_s)
+        )
 
     @property
     def problem(self) -> str:
@@ -98,8 +131,21 @@ class LeaseKeeper:
         missing = [f"IPv{family}" for family in sorted(self._pools) if family not in self._held]
         if missing:
             return f"no subnet lease for {' and '.join(missing)}: {self._problem}"
-        stale = [lease.subnet for lease in self.held if lease.subnet not in self.allocatable]
-        return f"lease of {', '.join(stale)} has expired: {self._problem}" if stale else ""
+        allocatable = self.allocatable
+        stale = [lease.subnet for lease in self.held if lease.subnet not in allocatable]
+        if not stale:
+            return ""
+        why = "is gone or another's" if self._missing else "has expired"
+        return f"lease of {', '.join(stale)} {why}: {self._problem or 'it is being read again'}"
+
+    @property
+    def reason(self) -> str:
+        """What kind of `problem` there is, in CamelCase; empty: none."""
+        if not self.problem:
+            return ""
+        if len(self._held) == len(self._pools):
+            return EXPIRED
+        return EXHAUSTED if self._exhausted else LOST if self._lost else NONE_YET
 
     def advertise(self, subnet: str, *, backend: str, vtep_mac: str, public_ip: str) -> None:
         """Publish on the subnet's lease how peers reach this node: written soon, and again when others change it."""
@@ -113,11 +159,12 @@ class LeaseKeeper:
         match change:
             case Upserted(Kind.LEASE, SubnetLease() as lease):
                 if self._is_contested(lease):
-                    self._doubt(lease.key)
+                    self._doubt(lease.key, missing=lease.holder != self._node)
+                if not lease.holder:
+                    self._seek()
             case Removed(Kind.LEASE, key) | Undecodable(Kind.LEASE, key):
-                self._doubt(key)
-                if len(self._held) < len(self._pools):
-                    self._kick.set()
+                self._doubt(key, missing=True)
+                self._seek()
             case Upserted(Kind.NODE, Node(key=key)) if key.name == self._node and self._problem:
                 self._kick.set()
 
@@ -144,14 +191,22 @@ class LeaseKeeper:
             return False
         return lease.holder != self._node or _published(lease) != _published(mine)
 
-    def _doubt(self, key: Key) -> None:
+    def _doubt(self, key: Key, *, missing: bool) -> None:
         for family, held in self._held.items():
             if held.lease.key == key:
                 self._doubted.add(family)
+                if missing:
+                    self._missing.add(family)
                 self._kick.set()
+
+    def _seek(self) -> None:
+        """A subnet may have come free."""
+        if len(self._held) < len(self._pools):
+            self._kick.set()
 
     def _failed(self, error: NetagentError) -> float:
         pause_s = self._backoff.next_s()
+        self._exhausted = isinstance(error, _Exhausted)
         if str(error) != self._problem:
             self._problem = str(error)
             kept = ", ".join(lease.subnet for lease in self.held) or "no subnet"
@@ -163,6 +218,7 @@ class LeaseKeeper:
         if self._problem:
             log.info("subnet lease: this node holds %s.", ", ".join(lease.subnet for lease in self.held))
             self._problem = ""
+        self._exhausted = self._lost = False
 
     def _until_due_s(self) -> float:
         now_s = self._clock()
@@ -197,6 +253,7 @@ class LeaseKeeper:
                 if error.status not in (404, 409):
                     raise
                 self._doubted.add(family)
+                self._missing.add(family)
         raise _Waiting(f"the lease of {self._held[family].lease.subnet} is being changed by others all the time.")
 
     async def _confirm(self, family: int) -> bool:
@@ -216,15 +273,20 @@ class LeaseKeeper:
         return True
 
     def _lose(self, family: int, holder: str) -> None:
-        lease = self._held.pop(family).lease
+        subnet, holder = self._held.pop(family).lease.subnet, holder or "nobody (it is reserved)"
         self._doubted.discard(family)
-        self._problem = f"the lease of {lease.subnet} was lost to {holder or 'nobody'}"
-        log.error(
-            "lease of %s is held by %s now. This node gives it up and acquires another; its pods need new addresses.",
-            lease.subnet,
-            holder or "nobody",
+        self._missing.discard(family)
+        self._previous = tuple(text for text in self._previous if text != subnet)
+        self._lost = True
+        self._problem = f"the lease of {subnet} was lost to {holder}"
+        text = (
+            f"The lease of {subnet} is held by {holder} now. Pods here with addresses of it keep them: they go on "
+            "within this node and to the outside, but other nodes send to the new holder. New pods get addresses of "
+            "another subnet. Delete the old pods, or drain this node."
         )
+        log.error("%s", text)
         self._tell()
+        self._on_loss(text)
 
     async def _acquire(self, family: int) -> None:
         """Hold a subnet of the family when this returns. Raises _Waiting when there is none to be had now."""
@@ -241,7 +303,10 @@ class LeaseKeeper:
             action = rules.choose(plan, seen, self._clock(), refused=refused, pick=self._rng.randrange)
             match action:
                 case rules.Exhausted(problem):
-                    raise _Waiting(f"{problem}. Add a pool, or delete leases of nodes that are gone.")
+                    raise _Exhausted(
+                        f"{problem}. No pod starts here until a lease is given up. Add a pool to network.pools of all "
+                        f"nodes, or delete leases of nodes that are gone."
+                    )
                 case rules.Create(subnet):
                     if await self._try_create(family, subnet):
                         return
@@ -302,8 +367,10 @@ class LeaseKeeper:
         self._hold(family, stored.lease, stored)
 
     def _hold(self, family: int, lease: SubnetLease, stored: Stored) -> None:
-        self._held[family] = _Held(lease, stored)
+        left_s = rules.allocatable_until_s(lease, self._network.takeover_grace_s) - self._clock()
+        self._held[family] = _Held(lease, stored, self._elapsed() + left_s)
         self._doubted.discard(family)
+        self._missing.discard(family)
         self._previous = (lease.subnet, *(text for text in self._previous if text != lease.subnet))
         self._tell()
 

@@ -80,6 +80,13 @@ class NodeNet:
         missing = nodenet.missing_families(self._network.pools, self._held)
         return nodenet.waits_for(self._node_name, self._node, missing) or self._problem
 
+    @property
+    def reason(self) -> str:
+        """What kind of `problem` there is, in CamelCase; empty: none."""
+        if nodenet.missing_families(self._network.pools, self._held):
+            return "NoPodCIDR"
+        return "NotPublished" if self._problem else ""
+
     def advertise(self, subnet: str, *, backend: str, vtep_mac: str, public_ip: str) -> None:
         """Publish how peers reach this node: written soon, and again when others change it."""
         end = End(vtep_mac, public_ip)

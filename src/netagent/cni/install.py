@@ -13,8 +13,6 @@ SHIM = Path(__file__).with_name("netagent-cni")
 """Built from shim.c beside it."""
 EXECUTABLE = "netagent"
 NETWORK_NAME = "netagent"
-CNI_VERSION = "1.0.0"
-"""Of the list: the newest that containerd 1.6 and the chained plugins of Debian 12 know."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "portmap": {"snat": True, "capabilities": {"portMappings": True}},
     "bandwidth": {"capabilities": {"bandwidth": True}},
@@ -65,7 +63,7 @@ def render_conflist(config: CniConfig) -> bytes:
         for name in config.chained
         if os.access(Path(config.bin_dir or "/opt/cni/bin") / name, os.X_OK)
     ]
-    conflist = {"cniVersion": CNI_VERSION, "name": NETWORK_NAME, "plugins": [ours, *chained]}
+    conflist = {"cniVersion": config.version, "name": NETWORK_NAME, "plugins": [ours, *chained]}
     return msgspec.json.format(msgspec.json.encode(conflist), indent=2) + b"\n"
 
 

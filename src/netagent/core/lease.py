@@ -5,7 +5,7 @@ random (so that nodes that start together spread), a lease that expired long ago
 lease is judged by its own renewTime, and the grace covers clocks that disagree.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Set
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -135,7 +135,19 @@ def available(lease: SubnetLease, now_s: float, grace_s: float) -> bool:
 
 def may_allocate(lease: SubnetLease, now_s: float, grace_s: float) -> bool:
     """The holder may give out addresses: nobody has taken the lease over yet, even with clocks half a grace apart."""
-    return not expired(lease, now_s - grace_s / 2)
+    return now_s < allocatable_until_s(lease, grace_s)
+
+
+def allocatable_until_s(lease: SubnetLease, grace_s: float) -> float:
+    """When the holder stops to give out addresses, half a grace before `available`; infinite for a reservation."""
+    if lease.duration_s is None or lease.renewed_s is None:
+        return float("inf")
+    return lease.renewed_s + lease.duration_s + grace_s / 2
+
+
+def abandoned(leases: Iterable[SubnetLease], nodes: Container[str]) -> list[SubnetLease]:
+    """Leases whose holder has no Node. Reservations are the operator's and never among them."""
+    return [lease for lease in leases if lease.holder and lease.duration_s is not None and lease.holder not in nodes]
 
 
 @lru_cache(maxsize=1 << 14)

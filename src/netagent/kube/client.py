@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from netagent.config import ApiConfig
 from netagent.kube.auth import Credentials
+from netagent.kube.clock import ServerClock
 from netagent.ports import NetagentError
 
 REQUEST_TIMEOUT_S = 30.0
@@ -85,6 +86,7 @@ class ApiClient:
     def __init__(self, session: aiohttp.ClientSession, credentials: Credentials) -> None:
         self._session = session
         self._credentials = credentials
+        self.clock = ServerClock()
         self._decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
     @property
@@ -178,6 +180,7 @@ class ApiClient:
         if response.status == UNAUTHORIZED and await self._credentials.rejected():
             response.close()
             response = await self._send(call)
+        self.clock.note(response.headers.get("Date"))
         try:
             if not 200 <= response.status < 300:
                 raise _refusal(call, response, await _read(response, call))

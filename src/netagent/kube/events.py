@@ -158,6 +158,7 @@ class _Condition(Struct, rename="camel"):
     type: str = ""
     status: str = ""
     reason: str | None = None
+    message: str | None = None
     last_transition_time: str | None = None
 
 
@@ -180,7 +181,7 @@ async def set_network_available(
     conditions = (current.status and current.status.conditions) or []
     there = next((item for item in conditions if item.type == "NetworkUnavailable"), None)
     status = "False" if available else "True"
-    if there is not None and (there.status, there.reason) == (status, reason):
+    if there is not None and (there.status, there.reason, there.message) == (status, reason, message):
         return False
     now = timestamp(now_s)
     same_status = there is not None and there.status == status

@@ -73,6 +73,12 @@ class LeaseStore:
         """Raises ApiError with `conflict` when the object is not what the body was made from."""
         return _stored(await self._api.update(f"{self._path}/{body['metadata']['name']}", body, Raw))
 
+    async def delete(self, lease: SubnetLease) -> None:
+        """Delete exactly what was read. Raises ApiError with `conflict` when it is another object by now."""
+        await self._api.delete(
+            f"{self._path}/{leases.name(lease.subnet)}", uid=lease.uid, resource_version=lease.resource_version
+        )
+
     async def node_uid(self, node: str) -> str | None:
         """metadata.uid of a Node; None: it does not exist."""
         try:
