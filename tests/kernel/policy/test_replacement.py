@@ -114,9 +114,8 @@ async def test_no_packet_slips_through_while_a_commit_takes_effect(bed: Bed, kin
         for flooder in flooders:
             flooder.kill()
             flooder.communicate()
-    with pytest.raises(BlockingIOError):
+    with receiver, pytest.raises(BlockingIOError):
         receiver.recv(16)
-    receiver.close()
 
 
 async def test_a_refused_transaction_leaves_the_old_rules_until_the_next_one(town: Bed) -> None:
