@@ -260,6 +260,7 @@ def _start_kube_apiserver(program: Path, home: Path, etcd_url: str) -> tuple[Api
         "service-account-signing-key-file": key,
         "token-auth-file": home / "tokens.csv",
         "authorization-mode": "RBAC",
+        "feature-gates": "IPv6DualStack=true",  # on by default since 1.21; without it a Node keeps one podCIDR
         "disable-admission-plugins": "ServiceAccount",
         "tls-cert-file": home / "tls.crt",
         "tls-private-key-file": home / "tls.key",

@@ -99,7 +99,7 @@ class Pool:
             if ip not in others and ipaddress.ip_address(ip) in network:
                 return ip
         # What was others' when the cursor passed may be free by now.
-        for offset in range(first, last + 1) if others else ():
+        for offset in range(first, last + 1):
             if self._is_fresh(ip := str(network.network_address + offset), others):
                 return ip
         count = sum(1 for ip in self._taken if ipaddress.ip_address(ip) in network)
