@@ -140,8 +140,8 @@ class Agent:
         self.keeper = self._keeper(api, previous)
         self.events = EventWriter(api, self.node_name)
         self.condition = NetworkCondition(api, self.events, self.node_name, self._lacks)
-        catalogue = resources(config.network.lease_namespace)
         self.abandoned = AbandonedLeases(api, config.network, self.dataplane.store)
+        catalogue = resources(config.network.lease_namespace)
         watched = [kind for kind in kinds if kind is not Kind.LEASE or config.network.mode == "lease"]
         self.reflectors = {kind: Reflector(api, catalogue[kind], self._emit, config.api) for kind in watched}
         self.cni = CniServer(
@@ -176,9 +176,9 @@ class Agent:
         if self._network_on:
             work |= {"lease": self.keeper.run(), "pod network": self.pod_network.run()}
             work |= {"events": self.events.run(), "condition": self.condition.run()}
-        if self.config.cni.enabled:
         if self.config.network.mode == "lease":
             work["abandoned leases"] = self.abandoned.run()
+        if self.config.cni.enabled:
             work["cni"] = self.cni.run()
         if self._network_on and self.config.cni.enabled:
             work["pod mtu"] = self.pod_mtu.run()
