@@ -1,0 +1,134 @@
+"""The lab's API server as a process that fills itself and makes its own events, so that it can be large and busy.
+
+Objects of a workload and churn go straight into its store, past HTTP and validation; what is measured goes over HTTP.
+Commands are JSON lines on standard input, each is answered by one JSON line:
+
+    {"do": "load", "shape": {...}}                              fill the store
+    {"do": "churn", "shape": {...}, "per_s": N, "share": S}     change pods, a share S of them so that it matters here
+    {"do": "quiet"}                                             end of the churn; {"events": n, "took_s": s}
+    {"do": "come", "shape": {...}, "first": N, "count": N}      more pods appear
+    {"do": "go", "shape": {...}, "first": N, "count": N}        they go
+"""
+
+import asyncio
+import random
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from benchmarks import workload
+from benchmarks.workload import PLURALS, Object, Shape
+from netagent.lab.apiserver.__main__ import url_of, write_kubeconfig
+from netagent.lab.apiserver.server import ApiServer, Settings
+from netagent.lab.apiserver.store import Stored
+from netagent.records import Kind
+
+SLICE = 100
+"""Writes between two looks at the network, so that watches are served while much is written."""
+
+
+class Source:
+    """Writes into the store of a server in this process."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self._store = server.store
+        self._tables = {}
+        for kind, plural in PLURALS.items():
+            group = "networking.k8s.io" if kind is Kind.NETWORK_POLICY else ""
+            resource = server.registry.catalogue.find(group, "v1", plural)
+            assert resource is not None
+            self._tables[kind] = resource.table
+        self._churn: asyncio.Task[None] | None = None
+        self._events = 0
+        self._began_s = 0.0
+
+    async def obey(self, command: Object) -> Object:
+        """One command."""
+        shape = msgspec.convert(command["shape"], Shape) if "shape" in command else Shape(pods=0, policies=0)
+        match command["do"]:
+            case "load":
+                for count, (kind, obj) in enumerate(workload.objects(shape)):
+                    await self._put(kind, obj, count)
+            case "come":
+                for count in range(command["count"]):
+                    await self._put(Kind.POD, workload.numbered_pod(shape, command["first"] + count), count)
+            case "go":
+                for count in range(command["count"]):
+                    meta = workload.numbered_pod(shape, command["first"] + count)["metadata"]
+                    self._store.remove(self._tables[Kind.POD], (meta["namespace"], meta["name"]))
+                    await _breathe(count)
+            case "churn":
+                self._events, self._began_s = 0, time.monotonic()
+                self._churn = asyncio.create_task(self._change(shape, command["per_s"], command["share"]))
+            case "quiet":
+                if self._churn is not None:
+                    self._churn.cancel()
+                    await asyncio.gather(self._churn, return_exceptions=True)
+                return {"events": self._events, "took_s": time.monotonic() - self._began_s}
+        return {}
+
+    async def _put(self, kind: Kind, obj: Object, count: int) -> None:
+        meta = obj["metadata"]
+        body = {name: value for name, value in obj.items() if name not in ("apiVersion", "kind")}
+        self._store.put(self._tables[kind], (meta.get("namespace", ""), meta["name"]), body)
+        await _breathe(count)
+
+    async def _change(self, shape: Shape, per_s: float, share: float) -> None:
+        """Events at an even pace; a share of them turns a pod's tier, the others only its annotation."""
+        rng = random.Random(1)  # noqa: S311 - the same events in every run
+        while True:
+            due = int((time.monotonic() - self._began_s) * per_s)
+            while self._events < due:
+                meta = workload.numbered_pod(shape, rng.randrange(shape.local_pods, shape.pods))["metadata"]
+                stored = self._store.get(self._tables[Kind.POD], (meta["namespace"], meta["name"]))
+                assert stored is not None
+                self._store.put(self._tables[Kind.POD], (meta["namespace"], meta["name"]), turned(stored, rng, share))
+                self._events += 1
+            await asyncio.sleep(1 / per_s)
+
+
+def turned(stored: Stored, rng: random.Random, share: float) -> dict[str, Any]:
+    """The pod with another tier (web is the one that policies ask for), or with another annotation."""
+    old = stored.obj
+    if rng.random() < share:
+        tier = "app" if old["metadata"]["labels"]["tier"] == "web" else "web"
+        meta = {**old["metadata"], "labels": {**old["metadata"]["labels"], "tier": tier}}
+    else:
+        meta = {**old["metadata"], "annotations": {"at": str(rng.random())}}
+    return {**old, "metadata": meta}
+
+
+async def _breathe(count: int) -> None:
+    if count % SLICE == SLICE - 1:
+        await asyncio.sleep(0)
+
+
+async def serve(kubeconfig: Path) -> None:
+    """Until the end of standard input."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    url = url_of(listener)
+    server = ApiServer(Settings(schedule=False, bookmark_s=30.0, watch_queue_events=1_000_000))
+    source = Source(server)
+    await server.start([listener])
+    write_kubeconfig(kubeconfig, url, "")
+    commands = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    _answer({"url": url})
+    async for line in commands:
+        _answer(await source.obey(orjson.loads(line)))
+    await server.stop()
+
+
+def _answer(tree: Object) -> None:
+    sys.stdout.buffer.write(orjson.dumps(tree) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))

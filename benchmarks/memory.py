@@ -1,0 +1,109 @@
+"""Resident memory of the agent's process by the size of the cluster, and over cycles of pods that come and go.
+
+1k policies, 110 local pods, the pods in the lab's API server. The slope is that of a line through the cycles after
+warm-up, over all of them, in percent of the memory at its beginning.
+
+    python -m benchmarks.memory [--quick] [--json FILE]
+"""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+from msgspec import structs
+
+from benchmarks import bed
+from benchmarks.bed import Agent, progress
+from benchmarks.servers import Embedded
+from benchmarks.stats import summarise
+from benchmarks.workload import Shape
+
+SIZES = (0, 1000, 10_000, 100_000)
+QUICK_SIZES = (0, 1000, 10_000)
+CYCLES, QUICK_CYCLES = 20, 4
+CYCLE_PODS, QUICK_CYCLE_PODS = 10_000, 1000
+BASE_PODS = 1000
+"""That stay through all cycles."""
+WARM_UP_SHARE = 0.25
+"""Of the cycles."""
+SETTLE_S = 0.5
+POLICIES = 1000
+
+
+async def measure(sizes: tuple[int, ...], cycles: int, cycle_pods: int) -> dict[str, Any]:
+    """All figures, MB."""
+    series: dict[str, Any] = {}
+    for pods in sizes:
+        shape = Shape(pods=pods, policies=POLICIES if pods else 0, local_pods=min(110, pods))
+        async with Embedded() as server:
+            await server.load(shape)
+            with bed.agent(server.kubeconfig) as agent:
+                await agent.synced()
+                await asyncio.sleep(SETTLE_S)
+                series[f"{pods} pods"] = structs.asdict(summarise([agent.rss_mb]))
+                progress(f"{pods} pods: {agent.rss_mb:.1f} MB")
+    return {"unit": "MB", "series": series} | await cycled(cycles, cycle_pods)
+
+
+async def cycled(cycles: int, count: int) -> dict[str, Any]:
+    """Memory after each cycle in which pods came and went."""
+    shape = Shape(pods=BASE_PODS, policies=POLICIES)
+    after: list[float] = []
+    async with Embedded() as server:
+        await server.load(shape)
+        with bed.agent(server.kubeconfig) as agent:
+            await agent.synced()
+            for number in range(cycles):
+                for what in ("come", "go"):
+                    await server.tell(what, shape=msgspec.to_builtins(shape), first=BASE_PODS, count=count)
+                    await settled(agent)
+                after.append(agent.rss_mb)
+                progress(f"cycle {number + 1} of {cycles}: {after[-1]:.1f} MB")
+    return {"cycles_mb": after, "growth_percent": growth(after[int(cycles * WARM_UP_SHARE) :])}
+
+
+async def settled(agent: Agent) -> None:
+    """Until the agent has nothing more to do."""
+    async with asyncio.timeout(bed.DEADLINE_S):
+        while True:
+            before_s = agent.cpu_s
+            await asyncio.sleep(SETTLE_S)
+            if agent.cpu_s - before_s < 0.1 * SETTLE_S:
+                return
+
+
+def growth(values: list[float]) -> float:
+    """Of a line through the values (least squares): its rise from end to end, percent of its beginning."""
+    count = len(values)
+    if count < 2:
+        return 0.0
+    middle, mean = (count - 1) / 2, sum(values) / count
+    slope = sum((at - middle) * (value - mean) for at, value in enumerate(values)) / sum(
+        (at - middle) ** 2 for at in range(count)
+    )
+    return slope * (count - 1) / (mean - slope * middle) * 100
+
+
+def main() -> int:
+    """Run and print; write JSON where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller clusters, fewer cycles")
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    options = parser.parse_args()
+    bed.isolate()
+    quick = options.quick
+    size = (QUICK_SIZES, QUICK_CYCLES, QUICK_CYCLE_PODS) if quick else (SIZES, CYCLES, CYCLE_PODS)
+    figures = asyncio.run(measure(*size))
+    bed.table(list(figures["series"].items()), figures["unit"])
+    print(f"growth over the cycles after warm-up: {figures['growth_percent']:.2f} %")
+    if options.json:
+        Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
