@@ -148,6 +148,8 @@ class CniConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """File name of the configuration list; runtimes take the first in alphabetical order."""
     chained: tuple[str, ...] = ("portmap",)
     """Plugins after ours in the list, left out where bin_dir has no such executable."""
+    plugin_dir: str = "/usr/lib/cni"
+    """Where they, and `loopback`, are copied from to a bin_dir that has none; empty: they are not."""
     admit_timeout_s: Seconds = 20.0
     """Longest time that an ADD waits for its pod's policy; then it fails and the kubelet tries again."""
 

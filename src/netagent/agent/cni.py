@@ -359,6 +359,8 @@ class CniServer:
         try:
             if self._config.bin_dir and install.install(self._config.bin_dir):
                 log.info("installed %s/%s", self._config.bin_dir, install.EXECUTABLE)
+            for name in install.install_plugins(self._config):
+                log.info("copied %s/%s", self._config.bin_dir, name)
             if install.write_conflist(self._config):
                 log.info("wrote %s/%s", self._config.conf_dir, self._config.conf_name)
         except DiskError as error:

@@ -1,4 +1,8 @@
-"""Puts the plugin's executable and its configuration list where the container runtime looks for them."""
+"""Puts the plugin's executable and its configuration list where the container runtime looks for them.
+
+Plugins that the list names besides ours, and `loopback` that runtimes call for every pod, come from the node's own
+packages; the image brings them for nodes that have none.
+"""
 
 import os
 from pathlib import Path
@@ -18,6 +22,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bandwidth": {"capabilities": {"bandwidth": True}},
 }
 """What well-known chained plugins need in their part of the list."""
+ALWAYS = "loopback"
+"""Called by runtimes themselves (containerd before 2.0) for every pod, outside any list."""
 MAX_BYTES = 16 << 20
 
 
@@ -33,6 +39,23 @@ def install(bin_dir: str | Path) -> bool:
         return False
     write_atomic(target, content, mode=0o755)
     return True
+
+
+def install_plugins(config: CniConfig) -> list[str]:
+    """Copy the plugins we need from `plugin_dir` to `bin_dir`, where neither has its own; names of those copied.
+
+    A plugin that is there already is the node's: it is not replaced, not even by a newer one. Raises DiskError.
+    """
+    if not config.bin_dir or not config.plugin_dir:
+        return []
+    copied = []
+    for name in (ALWAYS, *config.chained):
+        target = Path(config.bin_dir) / name
+        content = None if target.exists() else read_bounded(Path(config.plugin_dir) / name, MAX_BYTES)
+        if content is not None:
+            write_atomic(target, content, mode=0o755)
+            copied.append(name)
+    return copied
 
 
 def write_conflist(config: CniConfig) -> bool:

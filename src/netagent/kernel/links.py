@@ -4,7 +4,6 @@ import array
 import fcntl
 import ipaddress
 import socket
-from pathlib import Path
 from struct import Struct as Layout
 from struct import pack, unpack
 
@@ -12,6 +11,7 @@ from msgspec import Struct
 
 from netagent.core.podnet import Vxlan
 from netagent.core.underlay import Way
+from netagent.kernel import sysctl
 from netagent.kernel.rtnetlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -48,7 +48,6 @@ FAMILY = {int(socket.AF_INET): 4, int(socket.AF_INET6): 6}
 PREFIX_BITS = {4: 32, 6: 128}
 DOCUMENTATION_ADDRESS = {4: "192.0.2.1", 6: "2001:db8::1"}
 """RFC 5737 and RFC 3849: nothing but a default route leads to them."""
-SYSCTL_ROOT = Path("/proc/sys")
 
 IFINFO = Layout("=BxHiII")
 IFADDR = Layout("=BBBBI")
@@ -282,16 +281,16 @@ def _address_body(family: int, index: int, address: str) -> bytes:
 
 
 def read_sysctl(path: str) -> str:
-    """Text of a file below /proc/sys, "" where the kernel has none. The thread's network namespace counts."""
+    """Text of a file below /proc/sys (net/...), "" where the kernel has none. The thread's network namespace counts."""
     try:
-        return (SYSCTL_ROOT / path).read_text().strip()
+        return (sysctl.NET.parent / path).read_text().strip()
     except OSError:
         return ""
 
 
 def write_sysctl(path: str, value: str) -> None:
     """Set a sysctl. Raises OSError."""
-    (SYSCTL_ROOT / path).write_text(value)
+    (sysctl.NET.parent / path).write_text(value)
 
 
 def _text(raw: bytes) -> str:

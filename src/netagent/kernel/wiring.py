@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from errno import ENODEV, ETIMEDOUT
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute, NetlinkError
@@ -34,7 +33,7 @@ from pyroute2.netlink.rtnl import (
 )
 
 from netagent.core.cni import GATEWAY_V4, GATEWAY_V6, HOST_MAC
-from netagent.kernel import rtbatch
+from netagent.kernel import rtbatch, sysctl
 from netagent.kernel.netns import open_netns, run_in_netns
 from netagent.kernel.rtbatch import Request, RtnetlinkError
 from netagent.records import Endpoint
@@ -66,7 +65,6 @@ RTN_UNICAST = 1
 RTN_LOCAL = 2
 RTPROT_BOOT = 3
 
-SYSCTL = Path("/proc/sys/net")
 SIOCGIFMTU, SIOCSIFMTU = 0x8921, 0x8922
 IFREQ_MTU = struct.Struct("16si20x")
 """struct ifreq of netdevice(7): name and MTU."""
@@ -344,7 +342,7 @@ def _await_local(netlink: socket.socket, ip: str) -> None:
 
 def _set(family: str, link: str, **values: int) -> None:
     """Set per-link sysctls of the calling thread's namespace. A kernel without the family has none to set."""
-    directory = SYSCTL / family / "conf" / link
+    directory = sysctl.NET / family / "conf" / link
     for name, value in values.items():
         with contextlib.suppress(FileNotFoundError), (directory / name).open("wb", buffering=0) as file:
             file.write(b"%d" % value)
