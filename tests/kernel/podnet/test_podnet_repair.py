@@ -1,11 +1,14 @@
 """What others break is put right within a second, what is stale goes, what is foreign stays."""
 
+import functools
 import time
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from netagent.agent.network import remove_pod_network
-from support.podnetbed import Cluster, Until
+from support.podnetbed import Cluster, Until, in_netns
 
 pytestmark = pytest.mark.kernel
 
@@ -69,6 +72,70 @@ def test_damage_is_repaired(cluster: Cluster, until: Until, damage: tuple[str, .
     for address in two.pod_ips():
         until.reaches(one, address)
     assert one.status.repairs > 0
+
+
+def write_sysctl(path: str, value: str) -> str:
+    (Path("/proc/sys/net") / path).write_text(value)
+    return value
+
+
+def test_sysctls_are_repaired_by_the_audit(cluster: Cluster, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells nobody of these."""
+    one, two, three = cluster.nodes
+    monkeypatch.setattr("netagent.agent.network.AUDIT_S", 0.2)
+    one.ip("link set netagent.1 mtu 1400")  # a read-back, after which the next audit is due soon
+    until(lambda: one.status.repairs > 0)
+    for path, value in (
+        ("ipv4/ip_forward", "0"),
+        ("ipv4/conf/netagent.1/rp_filter", "1"),
+        ("ipv6/conf/all/forwarding", "0"),
+    ):
+        in_netns(one.netns, functools.partial(write_sysctl, path, value))
+    for address in (*two.pod_ips(), *three.pod_ips()):
+        until.reaches(one, address)
+    until(lambda: in_netns(one.netns, Path("/proc/sys/net/ipv4/conf/netagent.1/rp_filter").read_text) == "2\n")
+
+
+@pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
+def test_peer_with_another_mac_in_one_family_only(cluster: Cluster, until: Until, family: int) -> None:
+    one, two, _ = cluster.nodes
+    before = one.ours()
+    device, mac = ("netagent.1", "netagent6.1")[family], "02:00:00:00:00:99"
+    two.stop()
+    index = two.ip(f"-o link show {device}").split(":")[0]
+    two.ip(f"link set {device} address {mac}")
+    assert two.ip(f"-o link show {device}").split(":")[0] == index
+    leases = list(two.published())
+    leases[family] = msgspec.structs.replace(leases[family], vtep_mac=mac)
+    one.update(tuple(leases))
+    until(lambda: one.ours().count(mac) == 2)
+    other = two.told[leases[1 - family].subnet][0]
+    assert one.ours().count(other) == before.count(other)
+    assert one.reaches(two.pod_ips()[1 - family])
+
+
+def test_underlay_down_and_up(cluster: Cluster, until: Until) -> None:
+    one, two, _ = cluster.nodes
+    before = one.ours()
+    one.ip("link set eth0 down")
+    until(lambda: not one.reaches(two.pod_ips()[0]))
+    one.ip("link set eth0 up")
+    one.ip("address replace fd77::1/64 dev eth0 nodad")
+    for address in two.pod_ips():
+        until.reaches(one, address)
+    until.equal(one.ours, before)
+    until(lambda: one.status.problems == ())
+
+
+def test_underlay_renamed(cluster: Cluster, until: Until) -> None:
+    one, two, _ = cluster.nodes
+    one.ip("link set eth0 down")
+    one.ip("link set eth0 name wan0")
+    one.ip("link set wan0 up")
+    one.ip("address replace fd77::1/64 dev wan0 nodad")
+    until(lambda: one.status.interface == "wan0")
+    for address in two.pod_ips():
+        until.reaches(one, address)
 
 
 def test_forwarding_entries_are_repaired(cluster: Cluster, until: Until) -> None:
