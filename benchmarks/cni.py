@@ -4,7 +4,7 @@ What is measured is what a container runtime waits for: start of the executable 
 IPv4, the two plugins taking turns. The agent is a process of its own whose policy gate answers at once, so this is the
 CNI path without the policy commit. Runs in private namespaces; needs root and Debian's containernetworking-plugins.
 
-    python benchmarks/cni.py [--pods 50] [--quick] [--json]
+    python -m benchmarks.cni [--pods 50] [--quick] [--json FILE]
 """
 
 import argparse
@@ -12,14 +12,18 @@ import asyncio
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from msgspec import structs
+
+from benchmarks import bed
+from benchmarks.stats import summarise
 from netagent.agent.cni import CniServer
 from netagent.cni import install
 from netagent.config import CniConfig
@@ -104,21 +108,14 @@ def measure(root: Path, pods: int) -> Times:
     return times
 
 
-def summary(times: Times) -> list[dict[str, str | int | float]]:
-    rows: list[dict[str, str | int | float]] = []
-    for plugin, commands in times.items():
-        for command, values in commands.items():
-            ordered = sorted(values)
-            rows.append(
-                {
-                    "plugin": plugin,
-                    "command": command,
-                    "pods": len(values),
-                    "p50_ms": round(statistics.median(values), 2),
-                    "p99_ms": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))], 2),
-                }
-            )
-    return rows
+def summary(times: Times) -> dict[str, Any]:
+    """Plugin and command -> figures."""
+    series = {
+        f"{plugin} {command}": structs.asdict(summarise(values))
+        for plugin, commands in times.items()
+        for command, values in commands.items()
+    }
+    return {"unit": "ms", "series": series}
 
 
 def isolate() -> None:
@@ -127,7 +124,7 @@ def isolate() -> None:
         return
     os.environ["NETAGENT_BENCH_ISOLATED"] = "1"
     setup = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir /run/netns && ip link set lo up"
-    again = ["sh", "-c", f'{setup} && exec "$@"', "sh", sys.executable, *sys.argv]
+    again = ["sh", "-c", f'{setup} && exec "$@"', "sh", sys.executable, *sys.orig_argv[1:]]
     os.execvp("unshare", ["unshare", "-n", "-m", *again])  # noqa: S606 - no shell reads what the user typed
 
 
@@ -143,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pods", type=int, default=50, help="pods of each plugin")
     parser.add_argument("--quick", action="store_true", help="10 pods")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
     arguments = parser.parse_args()
     if not (REFERENCE_DIR / "ptp").exists():
         raise SystemExit(f"{REFERENCE_DIR}/ptp is missing: apt install containernetworking-plugins")
@@ -155,16 +152,13 @@ def main() -> None:
             serve(root)
         try:
             wait_until((root / "run" / "cni.sock").exists)
-            rows = summary(measure(root, 10 if arguments.quick else arguments.pods))
+            figures = summary(measure(root, 10 if arguments.quick else arguments.pods))
         finally:
             os.kill(agent, signal.SIGKILL)
             os.waitpid(agent, 0)
+    bed.table(list(figures["series"].items()), figures["unit"])
     if arguments.json:
-        print(json.dumps(rows))
-        return
-    for row in rows:
-        figures = "   ".join(f"{name} {row[name]:>6}" for name in ("pods", "p50_ms", "p99_ms"))
-        print(f"{row['plugin']:15} {row['command']:4} {figures}")
+        Path(arguments.json).write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
