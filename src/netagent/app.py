@@ -21,6 +21,7 @@ from netagent.agent import questions
 from netagent.agent.abandoned import AbandonedLeases
 from netagent.agent.bridges import OthersBridges
 from netagent.agent.cni import CniServer
+from netagent.agent.cnisocket import AnotherAgentError, only_agent
 from netagent.agent.condition import Lack, NetworkCondition
 from netagent.agent.denials import DenialCounts
 from netagent.agent.drift import DriftWatch
@@ -180,6 +181,8 @@ class Agent:
             work["abandoned leases"] = self.abandoned.run()
         if self.config.cni.enabled:
             work["cni"] = self.cni.run()
+        else:
+            work["lock"] = self._hold_node()
         if self._network_on and self.config.cni.enabled:
             work["pod mtu"] = self.pod_mtu.run()
         if self._host_local is not None:
@@ -196,6 +199,16 @@ class Agent:
         if state is None or not set(state.subnets) <= set(self.keeper.allocatable):
             return None
         return state
+
+    async def _hold_node(self) -> None:
+        """Without a socket of ours: keep a second agent, and `netagent cleanup`, off this node all the same."""
+        try:
+            with only_agent(self.config.cni.socket):
+                await asyncio.Event().wait()
+        except AnotherAgentError:
+            raise
+        except NetagentError as error:
+            log.warning("%s Nothing keeps a second agent, or netagent cleanup, from running beside this one.", error)
 
     # Wiring
 

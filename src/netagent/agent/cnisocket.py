@@ -19,6 +19,26 @@ class SocketError(NetagentError):
     """The socket cannot be had; nothing is served."""
 
 
+class AnotherAgentError(SocketError):
+    """An agent runs on this node already."""
+
+    def __init__(self, message: str, process: str) -> None:
+        super().__init__(message)
+        self.process = process
+
+
+@contextmanager
+def only_agent(path_text: str) -> Iterator[None]:
+    """While it lasts, no other agent of this node starts; without serving. Raises AnotherAgentError, SocketError."""
+    path = Path(path_text)
+    ensure_dir(path.parent)
+    lock = _lock(path)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 @contextmanager
 def exclusive_socket(path_text: str) -> Iterator[socket.socket]:
     """Bind the socket (0600) in place of a stale one. Raises SocketError where another live agent has it.
@@ -52,8 +72,9 @@ def _lock(path: Path) -> int:
     except OSError as error:
         holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(descriptor)
-        raise SocketError(
-            f"another agent (process {holder}) serves {path}; this one does not start. Stop the other one first."
+        raise AnotherAgentError(
+            f"another agent (process {holder}) serves {path}; this one does not start. Stop the other one first.",
+            holder,
         ) from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

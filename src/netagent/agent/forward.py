@@ -132,24 +132,24 @@ class ForwardAccepts:
                 )
 
 
-async def remove_accepts(*, dry_run: bool = False) -> tuple[list[str], list[str]]:
-    """Take our rules out of all foreign chains, with no agent running: (chains with rules of ours, problems).
+async def remove_accepts(*, dry_run: bool = False) -> dict[str, str]:
+    """Take our rules out of all foreign chains, with no agent running: chain -> why they are still there, or "".
 
     Raises NftError where the chains cannot be read.
     """
     nft = ForeignNft()
-    found, problems = [], []
+    found: dict[str, str] = {}
     try:
         for chain in await nft.forward_chains():
             commands = corrections(chain, (), first=True)
             if not commands:
                 continue
-            found.append(str(chain.name))
+            found[str(chain.name)] = ""
             try:
                 if not dry_run:
                     await nft.change(chain.name, commands)
             except NftError as error:
-                problems.append(str(error))
+                found[str(chain.name)] = str(error)
     finally:
         nft.close()
-    return found, problems
+    return found
