@@ -112,9 +112,10 @@ class Lab(Traffic):
         await self._ip(self.outside.pid, cables)
         await asyncio.gather(*(self._ip(node.holder.pid, plan.node_script(node.plan, ())) for node in self.nodes))
         await self.start_kubelet()
+        for node in self.nodes:
+            await self._prepare_agent(node)
         if self.settings.agents:
             for node in self.nodes:
-                await self._prepare_agent(node)
                 await self.start_agent(node.plan.index)
             await self.nodes_ready()
 

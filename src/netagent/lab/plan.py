@@ -53,7 +53,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     agent: Mapping[str, Any] = {}
     """Laid over the agents' configuration, section by section."""
     agents: bool = True
-    """False: nodes without an agent."""
+    """False: nodes without a running agent; `Lab.start_agent` starts one."""
     plugins: Mapping[str, str] = msgspec.field(default_factory=lambda: {"portmap": "/usr/lib/cni/portmap"})
     """CNI plugins besides ours in the nodes' /opt/cni/bin."""
 
