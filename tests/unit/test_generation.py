@@ -2,7 +2,7 @@
 
 import pytest
 
-from netagent.core.generation import Stamp, after_kernel
+from netagent.core.generation import Stamp, must_clear, of_kernel
 
 MASKS = [0xFFFF0000, 0xF, 0x000FF000, 0xF0000000, 0xFFFFFFFF]
 
@@ -29,18 +29,31 @@ def test_all_values_come_before_one_returns() -> None:
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_a_new_run_goes_on_after_what_the_kernel_accepts(mask: int) -> None:
+def test_what_the_kernel_accepts_is_read_from_its_mark(mask: int) -> None:
     stamp = Stamp(mask, 3)
-    assert after_kernel(mask, int(stamp.mark, 16), chosen=0) == stamp.next()
-    assert after_kernel(mask, int(stamp.mark, 16) | (~mask & 0xFFFFFFFF), chosen=0) == stamp.next()
-    largest = mask >> (mask & -mask).bit_length() - 1
-    assert after_kernel(mask, int(Stamp(mask, largest).mark, 16), chosen=5) == Stamp(mask, 1)
+    assert of_kernel(mask, stamp.bits) == stamp
+    assert of_kernel(mask, stamp.bits | (~mask & 0xFFFFFFFF)) == stamp
+    assert of_kernel(mask, None) is None
+    assert of_kernel(mask, 0) is None
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("mark", [None, 0])
-def test_without_a_table_the_chosen_value_is_used_and_never_zero(mask: int, mark: int | None) -> None:
-    largest = mask >> (mask & -mask).bit_length() - 1
-    for chosen in (0, 1, largest - 1, largest, largest + 1, 2**70):
-        assert 1 <= after_kernel(mask, mark, chosen).value <= largest
-    assert after_kernel(mask, mark, 0) != after_kernel(mask, mark, 1)
+def test_where_nobody_knows_what_was_in_force_all_stamps_go() -> None:
+    assert must_clear(None, Stamp(0xF0, 1))
+    assert must_clear(None, Stamp(0xF0, 7))
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_no_silent_flow_meets_its_value_again(step: int) -> None:
+    """Flows stamped at every moment, and while stamps are cleared; none of them sends again for three cycles."""
+    current = Stamp(0xF0, 1)
+    silent: set[tuple[int, int]] = set()
+    for moment in range(3 * 15):
+        coming = current
+        for _ in range(step):
+            coming = coming.next()
+        silent.add((moment, current.bits))
+        if must_clear(current, coming):
+            silent = {(when, bits) for when, bits in silent if bits == current.bits}
+            silent.add((moment, current.bits))
+        current = coming
+        assert current.bits not in {bits for _, bits in silent}

@@ -9,16 +9,18 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
 from netagent.config import PolicyConfig
 from netagent.core.compiler import Compiler
 from netagent.core.frame import FrameSettings
-from netagent.core.generation import Stamp, after_kernel
+from netagent.core.generation import Stamp, must_clear, of_kernel
 from netagent.core.render import render, replacement
 from netagent.core.store import FINISHED, Dirty, Store, same_pod
+from netagent.kernel import ctmarks
+from netagent.kernel.conntrack import ConntrackError
 from netagent.metrics import Metrics
 from netagent.ports import NetagentError, Nft, NftError, TableInventory
 from netagent.records import Change, Endpoint, Key, Kind, Listed, Pod, Upserted
@@ -34,6 +36,10 @@ UNREADY_AFTER = 3
 TRANSACTIONS_KEPT = 100
 API_SANDBOX = "api:"
 """Prefix of the container ID of a pod that we know from the API alone (policy-only mode; pods of another plugin)."""
+
+
+ClearMarks = Callable[[int, int], Awaitable[int]]
+"""(mask, bits to keep) -> flows that lost an old stamp."""
 
 
 class NotAdmittedError(NetagentError):
@@ -71,6 +77,7 @@ class Dataplane:
         wired_by_others: Callable[[str], bool] | None = None,
         admit_timeout_s: float = 20.0,
         clock: Callable[[], float] = time.monotonic,
+        clear_marks: ClearMarks = ctmarks.clear_marks,
     ) -> None:
         """`kinds` must be listed before the kernel is touched; `pods_from_api`: no CNI of ours wires the pods;
         `wired_by_others(ip)`: nor the one with this address, though ours wires others."""
@@ -87,6 +94,7 @@ class Dataplane:
         self._wired_by_others = wired_by_others
         self._admit_timeout_s = admit_timeout_s
         self._clock = clock
+        self._clear_marks = clear_marks
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._applied = False
@@ -234,7 +242,7 @@ class Dataplane:
             self._urgent.clear()
             try:
                 await self._commit()
-            except NftError as error:
+            except (NftError, ConntrackError) as error:
                 await self._back_off(error)
 
     async def _settle(self) -> None:
@@ -256,9 +264,10 @@ class Dataplane:
         dirty, self._dirty = self._dirty, Dirty()
         self.compiler.update(dirty)
         whole, distrusts = not self._applied, self._distrusts
-        script, stamp = await self._replacement() if whole else self._change()
+        script, current, stamp = await self._replacement() if whole else self._change()
         if script:
             self._applied = False
+            await self._forget_old_stamps(current, stamp)
             await self._run(script, stamp, whole)
             # Whoever meddled meanwhile may have done so before or after this transaction.
             self._applied = self._distrusts == distrusts
@@ -273,29 +282,38 @@ class Dataplane:
         async with self._progress:
             self._progress.notify_all()
 
-    def _change(self) -> tuple[str, Stamp]:
+    def _change(self) -> tuple[str, Stamp, Stamp]:
+        """The script, the generation in force and the one that the script brings."""
         assert self._stamp is not None  # noqa: S101 - known since the first replacement
         ruleset = self.compiler.ruleset
         delta = ruleset.take()
         stamp = self._stamp.next() if delta.revokes else self._stamp
         if not delta:
-            return "", stamp
-        return render(delta, ruleset.chains, stamp.mark, new_mark=delta.revokes), stamp
+            return "", self._stamp, stamp
+        return render(delta, ruleset.chains, stamp.mark, new_mark=delta.revokes), self._stamp, stamp
 
-    async def _replacement(self) -> tuple[str, Stamp]:
+    async def _replacement(self) -> tuple[str, Stamp | None, Stamp]:
+        """As for a change; the generation in force is None where nobody knows of any."""
         existing = await self._nft.inventory()
-        stamp = self._first_of_table(existing)
+        kernels = of_kernel(self._config.mark_mask, existing.mark)
+        stamp = self._first_of_table(kernels)
         ruleset = self.compiler.ruleset
         anew = self._replacement_failed and existing.exists
-        return replacement(ruleset.whole(), stamp.mark, existing, anew=anew), stamp
+        return replacement(ruleset.whole(), stamp.mark, existing, anew=anew), kernels or self._stamp, stamp
 
-    def _first_of_table(self, existing: TableInventory) -> Stamp:
+    def _first_of_table(self, kernels: Stamp | None) -> Stamp:
         """Neither our last generation nor the one in force: a transaction that failed may have been applied."""
-        kernels = after_kernel(self._config.mark_mask, existing.mark, time.time_ns() // 1_000_000)
-        if self._stamp is None:
-            return kernels
-        ours = self._stamp.next()
-        return ours.next() if existing.mark is not None and ours.next() == kernels else ours
+        known = self._stamp or kernels
+        if known is None:
+            return Stamp(self._config.mark_mask, 1)
+        coming = known.next()
+        return coming.next() if coming == kernels else coming
+
+    async def _forget_old_stamps(self, current: Stamp | None, coming: Stamp) -> None:
+        """No flow may carry a value from the last time that it was in use."""
+        if must_clear(current, coming):
+            cleared = await self._clear_marks(coming.mask, current.bits if current else 0)
+            log.info("generation %d comes; old stamps taken off %d open flows", coming.value, cleared)
 
     async def _run(self, script: str, stamp: Stamp, whole: bool) -> None:
         started_s, error = self._clock(), ""
@@ -322,7 +340,7 @@ class Dataplane:
             )
             del self.transactions[:-TRANSACTIONS_KEPT]
 
-    async def _back_off(self, error: NftError) -> None:
+    async def _back_off(self, error: NetagentError) -> None:
         self._failures += 1
         pause_s = min(RETRY_CAP_S, RETRY_FIRST_S * 2 ** min(self._failures - 1, 10))
         log.error("%s Next attempt in %.1f s (failure %d in a row).", error, pause_s, self._failures)

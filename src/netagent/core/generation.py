@@ -24,6 +24,11 @@ class Stamp(Struct, frozen=True, gc=False):
         """Whether the next one starts over: marks of long ago must be gone by then."""
         return self.value >= self.mask >> self._shift
 
+    @property
+    def bits(self) -> int:
+        """As it stands in a mark."""
+        return self.value << self._shift
+
     def next(self) -> "Stamp":
         """The generation after this one."""
         return Stamp(self.mask, 1 if self.last else self.value + 1)
@@ -33,13 +38,20 @@ class Stamp(Struct, frozen=True, gc=False):
         return (self.mask & -self.mask).bit_length() - 1
 
 
-def after_kernel(mask: int, mark: int | None, chosen: int) -> Stamp:
-    """The first generation of a run: the one after what the kernel accepts, or `chosen` where it has none.
+def of_kernel(mask: int, mark: int | None) -> Stamp | None:
+    """The generation that the kernel accepts; None where it accepts none."""
+    if mark is None or not mark & mask:
+        return None
+    return Stamp(mask, (mark & mask) // (mask & -mask))
 
-    A table that was deleted leaves its marks in conntrack, so `chosen` should not be the same in every run.
+
+def must_clear(current: Stamp | None, coming: Stamp) -> bool:
+    """Whether open flows must lose all stamps but the current one before the coming one is in force.
+
+    So twice in a cycle, once at its start and once in the middle: what is spared the one time, being current, is not
+    current the other time. Where nobody knows what was in force, any stamp may be an old one.
     """
-    shift = (mask & -mask).bit_length() - 1
-    largest = mask >> shift
-    if mark is not None and mark & mask:
-        return Stamp(mask, (mark & mask) >> shift).next()
-    return Stamp(mask, 1 + chosen % largest)
+    if current is None or coming.value < current.value:
+        return True
+    middle = (1 + (coming.mask // (coming.mask & -coming.mask))) // 2
+    return current.value < middle <= coming.value
