@@ -1,6 +1,7 @@
 """A generation comes round again: a flow that was silent for a whole cycle is judged all the same."""
 
 import socket
+from functools import partial
 
 import pytest
 
@@ -47,7 +48,7 @@ async def test_only_old_stamps_go_and_other_bits_stay() -> None:
         await bed.pod("x/server", app="server")
         await bed.pod("x/client", app="client")
         client, server = bed.places["x/client"], bed.places["x/server"]
-        sockets = [client.inside(lambda port=port: _udp(client.ips[0], port)) for port in (5401, 5402)]
+        sockets = [client.inside(partial(_udp, client.ips[0], port)) for port in (5401, 5402)]
         for one in sockets:
             one.sendto(b"hello", (server.ips[0], 5400))
         before = {flow.client_port: flow.mark for flow in await flows() if flow.server_port == 5400}
