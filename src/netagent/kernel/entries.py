@@ -275,6 +275,8 @@ def foreign_route(message: Message, *, present: bool) -> RouteNotice | None:
     if family is None or kind != RTN_UNICAST or flags & RTM_F_CLONED or table != RT_TABLE_MAIN:
         return None
     destination = address_text(family, found.get(RTA_DST, bytes(PREFIX_BITS[family] // 8)))
+    if destination.startswith("fe80:"):
+        return None  # no peer has a link-local address
     connected = not found.keys() & {RTA_GATEWAY, RTA_VIA, RTA_MULTIPATH}
     return RouteNotice(_number(found.get(RTA_OIF)), LinkRoute(f"{destination}/{length}", connected), present)
 

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import pytest
 from msgspec.structs import replace
@@ -72,7 +72,15 @@ class Asked:
 
 
 @pytest.fixture
-async def network() -> AsyncIterator[PodNetwork]:
+def traced() -> Iterator[None]:
+    """Every allocation is recorded, from before the first peer."""
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+@pytest.fixture
+async def network(traced: None) -> AsyncIterator[PodNetwork]:
     """An agent's pod network in this test's namespace."""
     for command in ("link add under0 type bridge", "link set under0 up", "address add 192.168.0.1/16 dev under0"):
         sh(f"ip {command}")
@@ -121,18 +129,14 @@ async def test_bursts_cost_what_changed_and_leave_nothing(network: PodNetwork, m
 
     entries = network.status.entries
     blocks = []
-    tracemalloc.start()
-    try:
-        for _ in range(5):
-            asked.count = 0
-            await burst(network, own, peers.turns(renewal=False))
-            await until(lambda: asked.count >= 3 * PEERS)
-            await idle(network)
-            assert asked.count == 3 * PEERS  # neighbour changed, forwarding entry added and removed
-            gc.collect()
-            blocks.append(sum(one.count for one in tracemalloc.take_snapshot().statistics("filename")))
-    finally:
-        tracemalloc.stop()
+    for _ in range(5):
+        asked.count = 0
+        await burst(network, own, peers.turns(renewal=False))
+        await until(lambda: asked.count >= 3 * PEERS)
+        await idle(network)
+        assert asked.count == 3 * PEERS  # neighbour changed, forwarding entry added and removed
+        gc.collect()
+        blocks.append(sum(one.count for one in tracemalloc.take_snapshot().statistics("filename")))
     assert blocks[-1] - blocks[1] < GROWTH_BLOCKS, blocks
     assert network.status.entries == entries
     assert network.status.peers == PEERS
