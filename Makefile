@@ -8,7 +8,7 @@ PACKAGES = python3 python3-venv python3-nftables gcc libc6-dev iproute2 nftables
 DIR     ?= tests/netpol
 CASES   ?=
 
-.PHONY: setup demo lint unit kernel contract lab netpol test bench image docs lock clean
+.PHONY: setup demo lint unit kernel contract lab netpol test bench image image-base manifests docs lock clean
 
 setup: $(VENV)/.done $(SHIM)
 
@@ -54,8 +54,15 @@ test: lint unit kernel contract lab netpol
 bench: setup
 	$(PY) -m benchmarks $(NAME) $(if $(QUICK),--quick) $(if $(JSON),--json $(JSON))
 
+# BASE=, IMAGE= and ARCHIVE= as in the script. Where no registry is reachable: make image-base first.
 image:
 	./scripts/build-image
+
+image-base:
+	./scripts/build-image-base
+
+manifests:
+	./scripts/render-manifests
 
 docs: setup
 	$(PY) scripts/config-reference > docs/configuration.md
