@@ -169,15 +169,20 @@ class Kept:
     ) -> None:
         self.told: list[tuple[str, ...]] = []
         self.losses: list[str] = []
+        self.on_loss: Callable[[str], None] = lambda _: None
         self.node = node
         self.life = AsyncExitStack()
         rng = random.Random(node)  # noqa: S311
         self.keeper = LeaseKeeper(
-            api, network, node, previous, on_change=self._note, on_loss=self.losses.append, rng=rng, **timing
+            api, network, node, previous, on_change=self._note, on_loss=self._lose, rng=rng, **timing
         )
 
     def _note(self, held: tuple[SubnetLease, ...]) -> None:
         self.told.append(tuple(lease.subnet for lease in held))
+
+    def _lose(self, text: str) -> None:
+        self.losses.append(text)
+        self.on_loss(text)
 
     async def stop(self) -> None:
         """The agent dies; what it holds stays as it is."""
