@@ -3,6 +3,7 @@
 A fake in a test keeps the same promises and passes the same contract tests as the real adapter.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from msgspec import Struct
@@ -27,7 +28,40 @@ class TableInventory(Struct, frozen=True, gc=False, kw_only=True):
     maps: frozenset[str] = frozenset()
     counters: frozenset[str] = frozenset()
     mark: int | None = None
-    """Value of the conntrack mark that passes without judgement; None where the table is absent or has no such rule."""
+    """Value of the conntrack mark that passes without judgement; None where the table is absent or has none."""
+
+
+class ElementChange(Struct, frozen=True, gc=False, kw_only=True):
+    """Elements that leave and enter a set or verdict map, written as nft writes them."""
+
+    name: str
+    type: str
+    """e.g. `ipv4_addr : verdict`, `ifname . ipv4_addr`; of address, service and interface names alone."""
+    removed: tuple[str, ...] = ()
+    """First, so that an element may change its verdict."""
+    added: Mapping[str, str]
+    """Element -> verdict; "" in a set."""
+
+
+class StampChange(Struct, frozen=True, gc=False):
+    """A new generation."""
+
+    mask: int
+    """Bits of the conntrack mark that are ours."""
+    mark: int
+    """The generation in those bits."""
+
+
+class ElementTransaction(Struct, frozen=True, gc=False, kw_only=True):
+    """A transaction in which no set, chain or counter comes or goes."""
+
+    changes: tuple[ElementChange, ...]
+    stamp: StampChange | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return sum(len(change.removed) + len(change.added) for change in self.changes)
 
 
 class CounterValue(Struct, frozen=True, gc=False):
@@ -42,6 +76,12 @@ class Nft(Protocol):
 
     async def run(self, commands: str) -> None:
         """Apply all of the commands or nothing. Raises NftError; then the kernel is unchanged."""
+
+    async def run_elements(self, transaction: ElementTransaction) -> None:
+        """Apply all of a small transaction or nothing, without the cost of a script.
+
+        Raises NftError; then the kernel is unchanged, unless the error says that the answer was lost.
+        """
 
     async def inventory(self) -> TableInventory:
         """What our table holds in the kernel now, without set elements. Raises NftError."""

@@ -65,7 +65,11 @@ class WatchedBed(Bed):
 
 
 def _settled(block: str) -> str:
-    lines = [line.strip() for line in block.splitlines() if "packets" not in line and "ct mark" not in line]
+    lines = [
+        line.strip()
+        for line in block.splitlines()
+        if "packets" not in line and "ct mark" not in line and "elements = { 0x" not in line
+    ]
     if any("elements = " in line for line in lines):
         return " ".join(sorted(re.split(r"[,\s]+", " ".join(lines))))
     return "\n".join(line for line in lines if line not in ("", "}", "table inet netagent {"))

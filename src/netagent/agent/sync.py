@@ -15,14 +15,14 @@ from msgspec import Struct
 
 from netagent.config import PolicyConfig
 from netagent.core.compiler import Compiler
-from netagent.core.frame import FrameSettings
+from netagent.core.frame import STAMP, FrameSettings
 from netagent.core.generation import Stamp, must_clear, of_kernel
-from netagent.core.render import render, replacement
+from netagent.core.render import elements_alone, render, replacement
 from netagent.core.store import FINISHED, Dirty, Store, same_pod
 from netagent.kernel import ctmarks
 from netagent.kernel.conntrack import ConntrackError
 from netagent.metrics import Metrics
-from netagent.ports import NetagentError, Nft, NftError, TableInventory
+from netagent.ports import ElementTransaction, NetagentError, Nft, NftError, StampChange, TableInventory
 from netagent.records import Change, Endpoint, Key, Kind, Listed, Pod, Upserted
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class Transaction(Struct, frozen=True, gc=False):
     """Seconds since the epoch."""
     duration_s: float
     commands: int
+    """Lines of the script, or elements where there was none."""
     whole: bool
     """Whether the whole table was replaced."""
     generation: int
@@ -264,11 +265,11 @@ class Dataplane:
         dirty, self._dirty = self._dirty, Dirty()
         self.compiler.update(dirty)
         whole, distrusts = not self._applied, self._distrusts
-        script, current, stamp = await self._replacement() if whole else self._change()
-        if script:
+        work, current, stamp = await self._replacement() if whole else self._change()
+        if work:
             self._applied = False
             await self._forget_old_stamps(current, stamp)
-            await self._run(script, stamp, whole)
+            await self._run(work, stamp, whole)
             # Whoever meddled meanwhile may have done so before or after this transaction.
             self._applied = self._distrusts == distrusts
             self._stamp = stamp
@@ -282,15 +283,17 @@ class Dataplane:
         async with self._progress:
             self._progress.notify_all()
 
-    def _change(self) -> tuple[str, Stamp, Stamp]:
-        """The script, the generation in force and the one that the script brings."""
+    def _change(self) -> tuple[str | ElementTransaction, Stamp, Stamp]:
+        """The script or the elements, the generation in force and the one that comes with them."""
         assert self._stamp is not None  # noqa: S101 - known since the first replacement
         ruleset = self.compiler.ruleset
         delta = ruleset.take()
         stamp = self._stamp.next() if delta.revokes else self._stamp
         if not delta:
             return "", self._stamp, stamp
-        return render(delta, ruleset.chains, stamp.mark, new_mark=delta.revokes), self._stamp, stamp
+        stamps = delta.revokes and STAMP in ruleset.chains
+        few = elements_alone(delta, StampChange(stamp.mask, stamp.bits) if stamps else None)
+        return few or render(delta, ruleset.chains, stamp.mark, new_mark=stamps), self._stamp, stamp
 
     async def _replacement(self) -> tuple[str, Stamp | None, Stamp]:
         """As for a change; the generation in force is None where nobody knows of any."""
@@ -315,10 +318,14 @@ class Dataplane:
             cleared = await self._clear_marks(coming.mask, current.bits if current else 0)
             log.info("generation %d comes; old stamps taken off %d open flows", coming.value, cleared)
 
-    async def _run(self, script: str, stamp: Stamp, whole: bool) -> None:
+    async def _run(self, work: str | ElementTransaction, stamp: Stamp, whole: bool) -> None:
         started_s, error = self._clock(), ""
+        kind = "whole" if whole else "change" if isinstance(work, str) else "elements"
         try:
-            await self._nft.run(script)
+            if isinstance(work, str):
+                await self._nft.run(work)
+            else:
+                await self._nft.run_elements(work)
         except NftError as failure:
             error = str(failure)
             raise
@@ -326,12 +333,12 @@ class Dataplane:
             self._replacement_failed = whole and bool(error)
             duration_s = self._clock() - started_s
             self._metrics.commit.observe(duration_s)
-            self._metrics.commits.labels("error" if error else "ok", "whole" if whole else "change").inc()
+            self._metrics.commits.labels("error" if error else "ok", kind).inc()
             self.transactions.append(
                 Transaction(
                     time.time(),
                     duration_s,
-                    script.count("\n"),
+                    work.count("\n") if isinstance(work, str) else work.size,
                     whole,
                     stamp.value,
                     error,

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct, structs
 
 from netagent.core.chains import ClassPlan, named_ports, plan_class
-from netagent.core.frame import COUNTERS, DENIED, FIXED_SETS, FrameSettings, frame, told
+from netagent.core.frame import COUNTERS, CURRENT, CURRENT_DECL, DENIED, FIXED_SETS, FrameSettings, frame, told
 from netagent.core.names import content_name
 from netagent.core.peersets import PeerSets, numbers_of, version_of
 from netagent.core.policy import Direction, NamedPort, Policy, compile_policy
-from netagent.core.ruleset import ChainDecl, Ruleset
+from netagent.core.ruleset import GENERATION, ChainDecl, Ruleset
 from netagent.core.selectors import SelectorIndex
 from netagent.core.store import Dirty, Sandbox, Store
 from netagent.records import Key
@@ -86,6 +86,7 @@ class Compiler:
         for name, decl in FIXED_SETS.items():
             self.ruleset.declare(name, decl)
         if settings.policy:
+            self.ruleset.declare(CURRENT, CURRENT_DECL, (GENERATION,))
             last = self._last_rules(UNKNOWN_POD, "drop")
             self.ruleset.put_chain(UNKNOWN_POD, ChainDecl(last))
         self._put_frame()

@@ -7,6 +7,10 @@ Traffic of no local pod meets only misses and keeps its mark.
 
 The way is all gotos, and what comes back from it is dropped. A packet that is on it while a transaction takes effect
 goes on by the old rules but finds the new elements; the class chain that these name has no rules yet for that packet.
+
+A new generation is one element of the set `current` and the one rule of the chain `stamp`, both without a verdict that
+may lead somewhere: otherwise the kernel would look for loops from every base chain on. The stamp must be in a rule: as
+an element, a packet under way would get the new one by the old rules.
 """
 
 from collections.abc import Iterable
@@ -18,6 +22,11 @@ from netagent.core.ruleset import GENERATION, ChainDecl, SetDecl
 
 POD_LINKS = "nap"
 """Names of the host ends of pod links start with it."""
+CURRENT = "current"
+"""Set of the mark value that passes without judgement."""
+CURRENT_DECL = SetDecl("mark", size=16)
+STAMP = "stamp"
+"""Chain that writes it."""
 DENIED = {Direction.INGRESS: "denied_ingress", Direction.EGRESS: "denied_egress"}
 COUNTERS = ("denied_ingress", "denied_egress", "unknown_pod", "spoofed", "unknown_vtep")
 """Named counters: packets and bytes dropped, by reason. They survive every change of the rules."""
@@ -90,18 +99,18 @@ def told(prefix: str, group: int | None) -> tuple[str, ...]:
 
 def _forward(mask: int) -> dict[str, ChainDecl]:
     keep = ~mask & 0xFFFFFFFF
-    stamp = f"ct mark set ct mark and {keep:#010x} or {GENERATION}"
     # A denied flow that goes on trying would pass when its generation's value returns.
     forget = f"ct mark set ct mark and {keep:#010x}"
     return {
         "forward": ChainDecl(
             (
-                f"ct mark and {mask:#010x} == {GENERATION} accept",
+                f"ct mark and {mask:#010x} == @{CURRENT} accept",
                 "jump judge",
                 "drop",
             ),
             hook="type filter hook forward priority filter; policy accept;",
         ),
+        STAMP: ChainDecl((f"ct mark set ct mark and {keep:#010x} or {GENERATION}",)),
         "judge": ChainDecl(
             (
                 "ct state invalid,untracked goto stray",
@@ -123,10 +132,10 @@ def _forward(mask: int) -> dict[str, ChainDecl]:
         ),
         "admitted": ChainDecl(
             (
-                f"ct original ip saddr @local4 {stamp} accept",
-                f"ct reply ip saddr @local4 {stamp} accept",
-                f"ct original ip6 saddr @local6 {stamp} accept",
-                f"ct reply ip6 saddr @local6 {stamp} accept",
+                f"ct original ip saddr @local4 jump {STAMP}",
+                f"ct reply ip saddr @local4 jump {STAMP}",
+                f"ct original ip6 saddr @local6 jump {STAMP}",
+                f"ct reply ip6 saddr @local6 jump {STAMP}",
                 "accept",
             )
         ),

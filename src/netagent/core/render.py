@@ -1,4 +1,4 @@
-"""A Delta as one nft script: the whole of it is one kernel transaction.
+"""A Delta as one kernel transaction: an nft script, or where only elements change, those alone.
 
 Order is data. What is referred to comes before what refers to it, removals come after additions and in reverse; only a
 map element that changes its verdict is removed before it is added again.
@@ -6,21 +6,39 @@ map element that changes its verdict is removed before it is added again.
 
 from collections.abc import Iterator, Mapping
 
-from netagent.core.ruleset import GENERATION, ChainDecl, Delta, Elements
-from netagent.ports import TableInventory
+from netagent.core.frame import CURRENT, STAMP
+from netagent.core.ruleset import GENERATION, ChainDecl, Delta, Elements, SetDecl
+from netagent.ports import ElementChange, ElementTransaction, StampChange, TableInventory
 
 TABLE = "inet netagent"
 ELEMENTS_PER_COMMAND = 1000
 """Bounds the length of a line of the script."""
+FAST_ELEMENTS = 300
+"""More of them go as a script, which a thread hands over: they would hold the event loop for a millisecond."""
+FAST_TYPES = frozenset(("ipv4_addr", "ipv6_addr", "inet_service", "ifname"))
+"""Of elements that need no script, alone and as parts of a concatenation."""
 
 
 def render(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark: bool) -> str:
     """The script that brings the kernel from before the delta to after it.
 
     `chains` are all desired chains; `mark` is the current generation as it stands in the conntrack mark. With
-    `new_mark` every chain that holds it is written anew.
+    `new_mark` what holds it is written anew.
     """
     return "\n".join(_lines(delta, chains, mark, new_mark=new_mark)) + "\n"
+
+
+def elements_alone(delta: Delta, stamp: StampChange | None) -> ElementTransaction | None:
+    """The same without a script; None where more changes than some elements. `stamp`: a new generation."""
+    if not delta.only_elements or not all(_fast(change.decl) for change in delta.changed_sets.values()):
+        return None
+    if sum(len(change.removed) + len(change.added) for change in delta.changed_sets.values()) > FAST_ELEMENTS:
+        return None
+    changes = tuple(
+        ElementChange(name=name, type=one.decl.type, removed=tuple(one.removed), added=one.added)
+        for name, one in delta.changed_sets.items()
+    )
+    return ElementTransaction(changes=changes, stamp=stamp)
 
 
 def replacement(whole: Delta, mark: str, existing: TableInventory, *, anew: bool = False) -> str:
@@ -55,13 +73,17 @@ def _lines(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark
     for name, chain in delta.new_chains.items():
         yield from _rules(name, chain, mark)
     rewritten = dict(delta.changed_chains)
-    if new_mark:
-        rewritten |= {name: one for name, one in chains.items() if one.stamped and name not in delta.new_chains}
+    stamps = new_mark and STAMP in chains and STAMP not in delta.new_chains
+    if stamps:
+        rewritten[STAMP] = chains[STAMP]
     for name, chain in rewritten.items():
         yield f"flush chain {TABLE} {name}"
         yield from _rules(name, chain, mark)
+    if stamps:
+        yield f"flush set {TABLE} {CURRENT}"
+        yield from _elements("add", CURRENT, [mark])
     for name, elements in delta.new_sets.items():
-        yield from _elements("add", name, _pairs(elements.values))
+        yield from _elements("add", name, [mark] if GENERATION in elements.values else _pairs(elements.values))
     for name, change in delta.changed_sets.items():
         yield from _elements("delete", name, change.removed)
         yield from _elements("add", name, _pairs(change.added))
@@ -81,7 +103,13 @@ def _declare_sets(delta: Delta) -> Iterator[str]:
 
 def _spec(elements: Elements) -> str:
     flags = f" flags {elements.decl.flags};" if elements.decl.flags else ""
-    return f"type {elements.decl.type};{flags}"
+    size = f" size {elements.decl.size};" if elements.decl.size else ""
+    return f"type {elements.decl.type};{flags}{size}"
+
+
+def _fast(decl: SetDecl) -> bool:
+    key, _, data = decl.type.partition(" : ")
+    return not decl.flags and data in ("", "verdict") and FAST_TYPES.issuperset(key.split(" . "))
 
 
 def _declare_chains(delta: Delta) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """The desired content of our nftables table, with a journal of what changed since it was last taken.
 
 Pure bookkeeping over names: sets and maps with elements, chains with rules. `take` turns the journal into a Delta,
-whose size is that of the net change: what was added and removed again in between is not in it. Rules refer to the
-current generation by the word GENERATION, which rendering replaces.
+whose size is that of the net change: what was added and removed again in between is not in it. Rules and elements refer
+to the current generation by the word GENERATION, which rendering replaces.
 
 Every chain other than the fixed ones, and every set with constant elements, is named by its content, so a name that is
 in the kernel needs no look at what is behind it.
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct, field
 
 GENERATION = "@generation@"
-"""In a rule: the mark value of the current generation. Chains that hold it are rewritten when it changes."""
+"""In a rule or as an element: the mark value of the current generation."""
 
 
 class SetDecl(Struct, frozen=True, gc=False):
@@ -23,6 +23,8 @@ class SetDecl(Struct, frozen=True, gc=False):
     """As nft writes it, e.g. `ipv4_addr` or `ipv4_addr : verdict`."""
     flags: str = ""
     """e.g. `interval`."""
+    size: int = 0
+    """Room for that many elements, which the kernel then keeps in its fastest kind of set; 0: it grows."""
     narrows: bool = False
     """Whether more elements mean less traffic allowed, as in the map of isolated pods; else fewer mean less."""
 
@@ -37,11 +39,6 @@ class ChainDecl(Struct, frozen=True, gc=False):
     rules: tuple[str, ...]
     hook: str = ""
 
-    @property
-    def stamped(self) -> bool:
-        """Whether a new generation rewrites it."""
-        return any(GENERATION in rule for rule in self.rules)
-
 
 class Elements(Struct, gc=False):
     """A set or map: its elements and, for a map, what they map to ("" in a set), with how often each was put."""
@@ -55,6 +52,7 @@ class Elements(Struct, gc=False):
 class SetDelta(Struct, gc=False):
     """Net change of one set that exists before and after."""
 
+    decl: SetDecl
     removed: list[str]
     """Elements, for a map those too whose verdict changes."""
     added: dict[str, str]
@@ -79,6 +77,19 @@ class Delta(Struct, gc=False):
             self.new_sets
             or self.old_sets
             or self.changed_sets
+            or self.new_chains
+            or self.changed_chains
+            or self.old_chains
+            or self.new_counters
+            or self.old_counters
+        )
+
+    @property
+    def only_elements(self) -> bool:
+        """Whether nothing comes, goes or changes but elements of sets that stay."""
+        return not (
+            self.new_sets
+            or self.old_sets
             or self.new_chains
             or self.changed_chains
             or self.old_chains
@@ -214,7 +225,7 @@ class Ruleset:
         added = {e: values[e] for e, was in before.items() if e in values and values[e] != was}
         if not removed and not added:
             return
-        delta.changed_sets[name] = SetDelta(removed, added)
+        delta.changed_sets[name] = SetDelta(self.sets[name].decl, removed, added)
         narrows = self.sets[name].decl.narrows
         delta.revokes = delta.revokes or bool(added if narrows else removed)
 

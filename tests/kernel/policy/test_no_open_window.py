@@ -6,7 +6,7 @@ import pytest
 
 from netagent.agent.sync import NotAdmittedError
 from netagent.kernel.nft import LibNftables
-from netagent.ports import CounterValue, NftError, TableInventory
+from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
 from netagent.records import Key, Pod
 from support import words
 from support.flows import flood
@@ -31,6 +31,13 @@ class Slow:
         self.waiting += 1
         await self.open.wait()
         await self._real.run(commands + ("add rule inet netagent nowhere accept\n" if self.refusing else ""))
+
+    async def run_elements(self, transaction: ElementTransaction) -> None:
+        self.waiting += 1
+        await self.open.wait()
+        if self.refusing:
+            raise NftError("the test refuses")
+        await self._real.run_elements(transaction)
 
     async def inventory(self) -> TableInventory:
         return await self._real.inventory()

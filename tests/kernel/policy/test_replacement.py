@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from netagent.ports import NftError
+from netagent.ports import ElementChange, ElementTransaction, NftError
 from netagent.records import Upserted
 from support.flows import Flow, flood, tcp_forth, udp_back, udp_forth
 from support.podbed import Bed
@@ -30,11 +30,23 @@ class Refusing:
         self.inventory, self.counters, self.text = bed.nft.inventory, bed.nft.counters, bed.nft.text
         self.refuse = self.lie = False
         self.refused = 0
-        self._run = bed.nft.run
+        self._run, self._run_elements = bed.nft.run, bed.nft.run_elements
 
     async def run(self, commands: str) -> None:
         try:
             await self._run(commands + ("add rule inet netagent nowhere accept\n" if self.refuse else ""))
+        except NftError:
+            self.refused += 1
+            raise
+        if self.lie:
+            self.refused += 1
+            raise NftError("the answer was lost")
+
+    async def run_elements(self, transaction: ElementTransaction) -> None:
+        impossible = ElementChange(name="local4", type="ipv4_addr", removed=("192.0.2.254",), added={})
+        changes = (*transaction.changes, impossible) if self.refuse else transaction.changes
+        try:
+            await self._run_elements(ElementTransaction(changes=changes, stamp=transaction.stamp))
         except NftError:
             self.refused += 1
             raise
