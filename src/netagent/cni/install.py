@@ -31,7 +31,7 @@ def install(bin_dir: str | Path) -> bool:
     """Copy the executable to `bin_dir`/netagent unless it is there already; whether it was copied. Raises DiskError."""
     content = read_bounded(SHIM, MAX_BYTES)
     if content is None:
-        raise DiskError(f"{SHIM} is not built, so no pod can be wired. Build it with `make shim`.")
+        raise DiskError(f"{SHIM} is not built, so no pod can be wired. Build it with `make setup`.")
     directory = Path(bin_dir)
     ensure_dir(directory, 0o755)
     target = directory / EXECUTABLE
