@@ -37,7 +37,7 @@ unit: setup
 	$(PY) -m pytest -n 2 tests/unit
 
 kernel: setup
-	$(PY) -m pytest -n 2 tests/kernel
+	$(PY) -m pytest -n 2 --dist loadfile tests/kernel
 
 contract: setup
 	$(PY) -m pytest tests/contract
