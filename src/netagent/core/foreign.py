@@ -92,6 +92,24 @@ def read_chain(name: ChainName, listing: Iterable[Item]) -> ForwardChain | None:
     return ForwardChain(name, policy == "drop" or final is not None, final, ours)
 
 
+def has_xt_comment(rule: Item) -> bool:
+    """Whether the rule has a comment as an xtables match: its text must be read in another way."""
+    return any((one.get("xt") or {}).get("name") == "comment" for one in rule.get("expr", ()))
+
+
+def with_comments(listing: Iterable[Item], comments: Mapping[int, str]) -> list[Item]:
+    """The listing with such comments (rule handle -> text) where nft's own would be."""
+    return [
+        {"rule": _with_comment(item["rule"], comments)} if has_xt_comment(item.get("rule") or {}) else item
+        for item in listing
+    ]
+
+
+def _with_comment(rule: Item, comments: Mapping[int, str]) -> Item:
+    rest = [one for one in rule["expr"] if (one.get("xt") or {}).get("name") != "comment"]
+    return {**rule, "expr": rest, "comment": comments.get(rule["handle"], "")}
+
+
 def our_accept(rule: Item) -> Accept | None:
     """What a rule of ours matches; None for everybody else's."""
     if rule.get("comment") != COMMENT:

@@ -4,10 +4,19 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from netagent.core.foreign import ChainName, ForwardChain, forward_chains, read_chain
+from netagent.core.foreign import (
+    ChainName,
+    ForwardChain,
+    Item,
+    forward_chains,
+    has_xt_comment,
+    read_chain,
+    with_comments,
+)
 from netagent.kernel.nfnetlink import NFPROTO_INET, SUBSYSTEM_NFTABLES, Message, attributes, number, text
 from netagent.kernel.nft import LibNftables, brief
 from netagent.kernel.nfwatch import NFTA_TABLE, NftWatch, Notifications
+from netagent.kernel.xtcomments import xt_comments
 from netagent.ports import NftError
 
 NEWCHAIN, DELCHAIN = SUBSYSTEM_NFTABLES << 8 | 3, SUBSYSTEM_NFTABLES << 8 | 5
@@ -30,7 +39,10 @@ class ForeignNft(LibNftables):
         """All foreign base chains of the forward hook. Raises NftError."""
         found = []
         for name in forward_chains(await self.query("list chains")):
-            chain = read_chain(name, await self.query(f"list chain {name}"))
+            listing: Sequence[Item] = await self.query(f"list chain {name}")
+            if any(has_xt_comment(item.get("rule") or {}) for item in listing):
+                listing = with_comments(listing, await self._call(xt_comments, name))
+            chain = read_chain(name, listing)
             if chain is not None:
                 found.append(chain)
         return tuple(found)

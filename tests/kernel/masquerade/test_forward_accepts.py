@@ -231,6 +231,23 @@ async def test_only_ours_are_removed(bed: Bed, service: Service, how: str) -> No
     assert re.sub(r"packets \d+ bytes \d+", "", run("nft", "list ruleset")) == before
 
 
+async def test_rules_that_iptables_saved_and_restored_are_still_ours(bed: Bed, service: Service) -> None:
+    iptables("-P", "FORWARD", "DROP")
+    iptables("-A", "FORWARD", "-p", "tcp", "--dport", "22", "-m", "comment", "--comment", "netagent", "-j", "ACCEPT")
+    before = iptables("-S")
+    await service.start()
+    for _ in range(2):
+        for tool in ("iptables", "ip6tables"):
+            saved = run(f"{tool}-save")
+            await asyncio.to_thread(subprocess.run, [f"{tool}-restore"], input=saved, text=True, check=True)
+        looks = service.accepts.status.looks
+        await until("it has looked again", lambda looks=looks: service.accepts.status.looks > looks)
+    assert sorted(rule for rule in accepted() if "dport" not in rule) == OURS
+    await service.stop()
+    await remove_accepts()
+    assert iptables("-S") == before
+
+
 async def test_after_lost_notifications_the_audit_puts_them_back(
     bed: Bed, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
