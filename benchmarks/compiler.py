@@ -23,10 +23,10 @@ from msgspec import structs
 from benchmarks import bed, workload
 from benchmarks.bed import progress
 from benchmarks.stats import summarise
-from benchmarks.workload import NODE, Object, Shape
+from benchmarks.workload import NODE, Shape
 from netagent.core.compiler import Compiler
 from netagent.core.frame import FrameSettings
-from netagent.core.generation import Stamp, after_kernel
+from netagent.core.generation import Stamp
 from netagent.core.render import render, replacement
 from netagent.core.store import Dirty, Store
 from netagent.ports import TableInventory
@@ -35,7 +35,6 @@ from netagent.records import Change, Endpoint, Kind, Pod, Upserted
 LOCAL_PODS = 200
 SIZES = tuple((pods, policies) for pods in (10_000, 100_000, 250_000) for policies in (1000, 10_000))
 QUICK_SIZES = ((10_000, 1000), (30_000, 1000))
-MASK = 0xFFFF0000
 
 
 class Bench:
@@ -44,7 +43,7 @@ class Bench:
     def __init__(self) -> None:
         self.store = Store()
         self.compiler = Compiler(self.store, FrameSettings(), NODE)
-        self._stamp: Stamp = after_kernel(MASK, None, 1)
+        self._stamp = Stamp(0xFFFF0000, 1)
 
     def load(self, changes: list[Change]) -> int:
         """All of a cluster at once; bytes of the script."""
@@ -120,29 +119,24 @@ def rss_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * bed.PAGE_BYTES / 1e6
 
 
-def upserted(kind: Kind, obj: Object) -> Upserted:
-    """As a watch tells it."""
-    return Upserted(kind, workload.record(kind, obj))
-
-
 def pod_relabelled(shape: Shape, number: int) -> Upserted:
     """A remote pod that local policies admit by its tier turns it, and turns it back in the next."""
     obj = workload.numbered_pod(shape, (1 + number // 2) * 4 + shape.local_pods)
     if number % 2:
         obj["metadata"]["labels"]["tier"] = "none"
-    return upserted(Kind.POD, obj)
+    return workload.upserted(Kind.POD, obj)
 
 
 def pod_untouched(shape: Shape, number: int) -> Upserted:
     """An event that changes nothing that anybody asks for."""
-    return upserted(Kind.POD, workload.numbered_pod(shape, shape.local_pods + 7 * number))
+    return workload.upserted(Kind.POD, workload.numbered_pod(shape, shape.local_pods + 7 * number))
 
 
 def namespace_relabelled(shape: Shape, number: int) -> Upserted:
     """A namespace joins another team, and comes back in the next."""
     home = number // 2 % shape.namespaces
     team = f"team-{(home + number % 2) % workload.TEAMS}"
-    return upserted(Kind.NAMESPACE, workload.namespace(f"ns-{home}", team=team))
+    return workload.upserted(Kind.NAMESPACE, workload.namespace(f"ns-{home}", team=team))
 
 
 def policy_edited(shape: Shape, number: int) -> Upserted:
@@ -150,7 +144,7 @@ def policy_edited(shape: Shape, number: int) -> Upserted:
     obj = workload.numbered_policy(shape, number // 2 % shape.namespaces)
     if number % 2:
         obj["spec"]["ingress"][0]["ports"].append({"protocol": "TCP", "port": 9999})
-    return upserted(Kind.NETWORK_POLICY, obj)
+    return workload.upserted(Kind.NETWORK_POLICY, obj)
 
 
 WORK: dict[str, Callable[[Shape, int], Upserted]] = {

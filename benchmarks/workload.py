@@ -176,9 +176,14 @@ def record(kind: Kind, obj: Object) -> Record:
     return decode.record(kind, orjson.dumps(obj))
 
 
+def upserted(kind: Kind, obj: Object) -> Upserted:
+    """As a watch tells it."""
+    return Upserted(kind, record(kind, obj))
+
+
 def changes(shape: Shape) -> Iterator[Upserted | Listed]:
     """The whole cluster as the watches would tell it at start."""
     for kind, obj in objects(shape):
-        yield Upserted(kind, record(kind, obj))
+        yield upserted(kind, obj)
     for kind in LISTED:
         yield Listed(kind)

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -104,7 +105,7 @@ int main(int argc, char **argv) {
     enter(argv[4]);
     int fd = listening(tcp ? SOCK_STREAM : SOCK_DGRAM);
     pid_t child = fork();
-    if (child == 0) (tcp ? serve_connections : serve_roundtrips)(fd);
+    if (child == 0) prctl(PR_SET_PDEATHSIG, SIGKILL), (tcp ? serve_connections : serve_roundtrips)(fd);
     close(fd);
     enter(argv[3]);
     (tcp ? connections : roundtrips)(atof(argv[2]));
