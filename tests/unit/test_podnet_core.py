@@ -81,7 +81,7 @@ def test_nothing_to_do() -> None:
 
 
 def test_device_that_must_be_remade_takes_everything_with_it() -> None:
-    steps = diff(whole(), whole(Vxlan(vni=1, port=8472, local="192.0.2.99", underlay=2, mac=LINK.mac, mtu=1450)))
+    steps = diff(whole(), whole(Vxlan(vni=1, port=4789, local="192.0.2.1", underlay=2, mac=LINK.mac, mtu=1450)))
     assert kinds(steps)[0] == ("CHANGE", "LinkKey")
     assert {name for _, name in kinds(steps)} == {
         "LinkKey",

@@ -189,10 +189,10 @@ class Migration:
 
     def _give_up_rules(self) -> list[Step]:
         steps = []
-        found, _ = self._runner.run(remove_accepts(dry_run=True))
+        found = self._runner.run(remove_accepts(dry_run=True))
         if found:
             text = f"remove netagent's accept rules from {', '.join(found)}"
-            steps.append(Step(text, lambda: self._runner.run(_without_problems())))
+            steps.append(Step(text, lambda: self._runner.run(_remove_accepts())))
         if self._runner.run(self._rules.inventory()).exists:
             text = "remove table inet netagent: from then on no NetworkPolicy is enforced by netagent here"
             steps.append(Step(text, lambda: _ignore(self._runner.run(self._rules.remove_own_table()))))
@@ -220,10 +220,10 @@ class Migration:
         return take
 
 
-async def _without_problems() -> None:
-    _, problems = await remove_accepts()
-    if problems:
-        raise MigrateError(problems[0])
+async def _remove_accepts() -> None:
+    for problem in (await remove_accepts()).values():
+        if problem:
+            raise MigrateError(problem)
 
 
 def _ignore(_: object) -> None:

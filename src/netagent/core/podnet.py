@@ -249,11 +249,14 @@ def tunnel_entries(family: int, device: str, subnet: str, mac: str, public_ip: s
 
 
 def needs_new_device(want: Vxlan, have: Vxlan) -> bool:
-    """Whether the kernel cannot turn `have` into `want` in place: only MAC, MTU and up can change."""
-    return _fixed(want) != _fixed(have)
+    """Whether the kernel cannot turn `have` into `want` in place.
+
+    It changes MAC, MTU, up, learning, the parent, and the local address within its family; the forwarding entries stay.
+    """
+    return _fixed(want) != _fixed(have) or not have.local or (":" in want.local) != (":" in have.local)
 
 
-_fixed = attrgetter("kind", "vni", "port", "local", "underlay", "learning", "checksum")
+_fixed = attrgetter("kind", "vni", "port", "checksum")
 
 
 def diff(

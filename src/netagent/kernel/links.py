@@ -205,7 +205,7 @@ def add_vxlan(name: str, want: Vxlan) -> list[Request]:
     data = [
         u32(VXLAN_ID, want.vni),
         u32(VXLAN_LINK, want.underlay),
-        attribute(VXLAN_LOCAL6 if ":" in want.local else VXLAN_LOCAL, address_bytes(want.local)),
+        _local(want.local),
         attribute(VXLAN_PORT, pack(">H", want.port)),
         attribute(VXLAN_LEARNING, bytes([want.learning])),
     ]
@@ -217,7 +217,7 @@ def add_vxlan(name: str, want: Vxlan) -> list[Request]:
     # A MAC that is given, not drawn by the kernel, is left alone by udev's MACAddressPolicy.
     body = text(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, mac_bytes(want.mac)) + u32(IFLA_MTU, want.mtu) + info
     create = Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, IFINFO.pack(0, 0, 0, 0, 0) + body)
-    return [create, no_link_local(name), change_link(name, want, want)]
+    return [create, no_link_local(name), *change_link(name, want, want)]
 
 
 def no_link_local(name: str) -> Request:
@@ -227,14 +227,28 @@ def no_link_local(name: str) -> Request:
     return Request(RTM_SETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, name) + spec)
 
 
-def change_link(name: str, want: Vxlan, have: Vxlan) -> Request:
-    """Set what can be set in place: MAC, MTU, up."""
+def change_link(name: str, want: Vxlan, have: Vxlan) -> list[Request]:
+    """Set what can be set in place and differs: see `core.podnet.needs_new_device`."""
+    data = []
+    if want.underlay != have.underlay:
+        data.append(u32(VXLAN_LINK, want.underlay))
+    if want.local != have.local:
+        data.append(_local(want.local))
+    if want.learning != have.learning:
+        data.append(attribute(VXLAN_LEARNING, bytes([want.learning])))
     body = text(IFLA_IFNAME, name)
+    info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "vxlan"), nested(IFLA_INFO_DATA, *data))
+    # The kernel reads IFLA_LINKINFO in RTM_NEWLINK only (without NLM_F_CREATE: of what is there), never with an MTU.
+    changes = [Request(RTM_NEWLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + body + info)] if data else []
     if want.mac != have.mac:  # setting even the same MAC flushes the device's neighbours
         body += attribute(IFLA_ADDRESS, mac_bytes(want.mac))
     if want.mtu != have.mtu:
         body += u32(IFLA_MTU, want.mtu)
-    return Request(RTM_SETLINK, 0, IFINFO.pack(0, 0, 0, IFF_UP if want.up else 0, IFF_UP) + body)
+    return [*changes, Request(RTM_SETLINK, 0, IFINFO.pack(0, 0, 0, IFF_UP if want.up else 0, IFF_UP) + body)]
+
+
+def _local(address: str) -> bytes:
+    return attribute(VXLAN_LOCAL6 if ":" in address else VXLAN_LOCAL, address_bytes(address))
 
 
 def delete_link(name: str) -> Request:

@@ -243,7 +243,8 @@ class PodNetKernel:
             return None
         have = await self.read_device(device)
         if have and not needs_new_device(step.value, have):
-            return await self._run(links.change_link(device, step.value, have))
+            changed = await self._netlink.batch(links.change_link(device, step.value, have))
+            return next(iter(changed.values()), None)
         if have and (refusal := await self._run(links.delete_link(device))):
             return refusal
         refusals = await self._netlink.batch(links.add_vxlan(device, step.value))

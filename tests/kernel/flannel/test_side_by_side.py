@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from netagent.core import flannel
 from netagent.core.nodenet import leases_of
 from support.flannelbed import DEVICES, NAMES, FlannelNode, as_peer, device_mac, flow
 from support.podnetbed import Until
@@ -114,20 +113,29 @@ def test_stale_routes_of_flannel_go_and_foreign_ones_stay(pair: Pair, until: Unt
     assert "10.244.1.0/24 dev cni0" in one.ip("route show")
 
 
-def test_wrong_attributes_are_put_right(pair: Pair, until: Until) -> None:
+def test_wrong_attributes_are_put_right_in_place(pair: Pair, until: Until) -> None:
     one, other = pair
-    one.ip("link add flannel.1 type vxlan id 1 dev eth0 local 192.168.77.99 dstport 8472 learning")
+    one.ip("link add flannel.1 type vxlan id 1 dev lo local 192.168.77.99 dstport 8472 learning")
     one.ip(f"link set flannel.1 address {device_mac(1, 4)} mtu 1300")
+    index = one.ip("-o link show flannel.1").split(":")[0]
     one.start()
     one.take_over(other.record())
     until(one.has_told)
-    found = one.ip("-d link show flannel.1")
-    assert "local 192.168.77.1 " in found
+    found = one.ip("-d -o link show flannel.1")
+    assert found.split(":")[0] == index
+    assert "local 192.168.77.1 dev eth0 " in found
     assert "nolearning" in found
     assert "mtu 1450" in found
     assert device_mac(1, 4) in found
 
 
-def test_names_of_other_prefixes() -> None:
-    assert flannel.names("example.com").managed == "example.com/kube-subnet-manager"
-    assert flannel.names("example.com/a").managed == "example.com/a-kube-subnet-manager"
+@pytest.mark.parametrize("wrong", ["id 9 dstport 8472", "id 1 dstport 4789"])
+def test_a_device_of_another_network_is_made_anew(pair: Pair, until: Until, wrong: str) -> None:
+    one, other = pair
+    one.ip(f"link add flannel.1 type vxlan {wrong} dev eth0 local 192.168.77.1 nolearning")
+    one.ip(f"link set flannel.1 address {device_mac(1, 4)} up")
+    one.start()
+    one.take_over(other.record())
+    until(one.has_told)
+    assert "vxlan id 1 local 192.168.77.1 dev eth0 srcport 0 0 dstport 8472" in one.ip("-d -o link show flannel.1")
+    assert device_mac(1, 4) in one.ip("link show flannel.1")
