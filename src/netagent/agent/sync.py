@@ -58,6 +58,8 @@ class Transaction(Struct, frozen=True, gc=False):
     """Whether the whole table was replaced."""
     generation: int
     error: str = ""
+    elements_only: bool = False
+    """Whether it went without a script."""
     cause: str = ""
     """Of a replacement: why the table was not trusted; empty: the first one, or the one before failed."""
 
@@ -342,6 +344,7 @@ class Dataplane:
                     whole,
                     stamp.value,
                     error,
+                    not isinstance(work, str),
                     self._distrust_cause if whole else "",
                 )
             )

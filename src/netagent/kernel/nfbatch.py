@@ -76,8 +76,9 @@ def _answer(one: Message) -> Answer:
 class ElementSocket:
     """Commits to one inet table of the network namespace in which it is first used. Not for several threads at once."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, *, receive_bytes: int = RECEIVE_BYTES) -> None:
         self._table = table
+        self._receive_bytes = receive_bytes
         self._socket: socket.socket | None = None
         self._sequence = 0
 
@@ -108,7 +109,7 @@ class ElementSocket:
         """Send a batch; the datagrams that answer it."""
         try:
             if self._socket is None:
-                self._socket = _open()
+                self._socket = _open(self._receive_bytes)
             self._socket.send(datagram)
         except (OSError, NfnetlinkError) as error:
             self.close()
@@ -150,8 +151,8 @@ class ElementSocket:
         )
 
 
-def _open() -> socket.socket:
-    opened = open_socket(RECEIVE_BYTES)
+def _open(receive_bytes: int) -> socket.socket:
+    opened = open_socket(receive_bytes)
     try:
         opened.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         opened.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
