@@ -32,6 +32,7 @@ from netagent.agent.lease import LOST, LeaseKeeper
 from netagent.agent.mode import choose_mode
 from netagent.agent.network import PodNetwork
 from netagent.agent.nodenet import NodeNet
+from netagent.agent.podlinks import PodLinks
 from netagent.agent.podmtu import PodMtu
 from netagent.agent.sync import Dataplane
 from netagent.config import Config
@@ -155,6 +156,7 @@ class Agent:
             host_local=self._host_local,
         )
         self.pod_mtu = PodMtu(self.pod_network, self.cni.endpoints)
+        self.pod_links = PodLinks(self.cni)
         self.bridges = OthersBridges(lambda: tuple(lease.subnet for lease in self._own), self.cni.endpoints)
         self._debug = web.Application()
         questions.add_routes(self._debug, self.dataplane, self._nft, node_name=self.node_name, overlay=self._network_on)
@@ -180,7 +182,7 @@ class Agent:
         if self.config.network.mode == "lease":
             work["abandoned leases"] = self.abandoned.run()
         if self.config.cni.enabled:
-            work["cni"] = self.cni.run()
+            work |= {"cni": self.cni.run(), "pod links": self.pod_links.run()}
         else:
             work["lock"] = self._hold_node()
         if self._network_on and self.config.cni.enabled:

@@ -109,12 +109,30 @@ class CniServer:
         self._pool = Pool()
         self._endpoints: dict[str, Endpoint] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._mtu = 0
+        """Of the last pod network that there was."""
         self._start_problems: tuple[str, ...] = ()
         self.status = CniStatus()
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The pods that are wired."""
         return tuple(self._endpoints.values())
+
+    async def mend(self, host_ifname: str) -> tuple[str, ...]:
+        """Compare the node's end of a pod's link with what ADD made and put it right; what was wrong.
+
+        Nothing is done for a pod that is gone. Raises NetagentError; also where others have put it wrong again.
+        """
+        async with self._exclusive(host_ifname):
+            endpoint, state = self._endpoints.get(host_ifname), self._pod_net.state()
+            problems = await self._wiring.check_host_side(endpoint) if endpoint else ()
+            if endpoint is None or not problems:
+                return ()
+            self._mtu = state.mtu if state else self._mtu
+            await self._wiring.mend(endpoint, self._mtu)
+            if left := await self._wiring.check_host_side(endpoint):
+                raise CniError(Code.CHECK_FAILED, f"{'; '.join(left)}, although it was just put right.")
+        return problems
 
     async def run(self) -> None:
         """Serve until cancelled. Raises NetagentError where the socket or the state directory cannot be had."""
@@ -288,6 +306,7 @@ class CniServer:
                     Code.TRY_AGAIN, "this node has no pod subnet yet. The pod is not wired; try again later."
                 )
             await asyncio.sleep(POLL_S)
+        self._mtu = state.mtu
         return state
 
     def _allocate(self, call: Call, state: PodNetState) -> Endpoint:

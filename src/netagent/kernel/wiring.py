@@ -88,6 +88,14 @@ class Wiring:
         """What differs from what `wire` made; empty: nothing. Raises NetnsError where the pod has none."""
         return await self._run(lambda: check(endpoint))
 
+    async def check_host_side(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """The same of the node's end alone. Raises RtnetlinkError."""
+        return await self._run(lambda: check_host_side(endpoint))
+
+    async def mend(self, endpoint: Endpoint, mtu: int) -> None:
+        """Put the node's end right as it stands, or make the link anew where there is none. Raises NetagentError."""
+        await self._run(lambda: mend(endpoint, mtu))
+
     async def links(self) -> frozenset[str]:
         """Names of the host ends that exist."""
         return await self._run(links)
@@ -160,6 +168,33 @@ def check(endpoint: Endpoint) -> tuple[str, ...]:
         return (*_check_host_side(endpoint), *run_in_netns(netns, lambda: _check_pod_side(endpoint)))
 
 
+def check_host_side(endpoint: Endpoint) -> tuple[str, ...]:
+    """See Wiring.check_host_side."""
+    return (*_check_host_side(endpoint), *_check_host_sysctls(endpoint))
+
+
+def mend(endpoint: Endpoint, mtu: int) -> None:
+    """See Wiring.mend."""
+    try:
+        index = socket.if_nametoindex(endpoint.host_ifname)
+    except OSError:
+        with open_netns(endpoint.netns) as netns:
+            run_in_netns(netns, lambda: _remove_pod_end(endpoint))
+        wire(endpoint, mtu)
+        return
+    _set_host_sysctls(endpoint)
+    with rtbatch.open_socket() as netlink:
+        rtbatch.run(netlink, [*_host_side(endpoint, index), _settle(index)])
+
+
+def _remove_pod_end(endpoint: Endpoint) -> None:
+    """Of a link whose node end has another name now, or lives elsewhere: both go with it."""
+    with IPRoute() as rtnetlink:
+        for message in rtnetlink.get_links():
+            if (message.get("IFLA_IFNAME"), message.get("IFLA_ADDRESS")) == (endpoint.ifname, endpoint.mac):
+                rtnetlink.link("del", index=message["index"])
+
+
 def mtus(names: frozenset[str]) -> dict[str, int]:
     """See Wiring.mtus."""
     found: dict[str, int] = {}
@@ -228,7 +263,7 @@ def _create_pair(endpoint: Endpoint, mtu: int, netns: int) -> Request:
 
 def _host_side(endpoint: Endpoint, index: int) -> list[Request]:
     alias = f"pod {endpoint.pod}"[:MAX_ALIAS]
-    requests = [_up(index, [("IFLA_IFALIAS", alias)])]
+    requests = [_up(index, [("IFLA_IFALIAS", alias), ("IFLA_ADDRESS", HOST_MAC)])]
     for ip in endpoint.ips:
         requests.append(_neighbour(ip, endpoint.mac, index))
         requests.append(
@@ -302,14 +337,30 @@ def _neighbour(ip: str, mac: str, index: int) -> Request:
 # --- sides ----------------------------------------------------------------------------------------------------------
 
 
-def _set_host_sysctls(endpoint: Endpoint) -> None:
-    name = endpoint.host_ifname
+def _host_sysctls(endpoint: Endpoint) -> dict[str, dict[str, int]]:
     # Loose: the ruleset drops spoofed sources, with a counter; strict filtering would hide them from it.
-    _set("ipv4", name, rp_filter=2, forwarding=1, proxy_arp=0)
+    wanted = {"ipv4": {"rp_filter": 2, "forwarding": 1, "proxy_arp": 0}}
     # No link-local address: it would be announced, and nobody talks to it.
-    _set("ipv6", name, addr_gen_mode=1)
+    wanted["ipv6"] = {"addr_gen_mode": 1}
     if any(":" in ip for ip in endpoint.ips):
-        _set("ipv6", name, disable_ipv6=0, accept_ra=0, forwarding=1)
+        wanted["ipv6"] |= {"disable_ipv6": 0, "accept_ra": 0, "forwarding": 1}
+    return wanted
+
+
+def _set_host_sysctls(endpoint: Endpoint) -> None:
+    for family, values in _host_sysctls(endpoint).items():
+        _set(family, endpoint.host_ifname, **values)
+
+
+def _check_host_sysctls(endpoint: Endpoint) -> list[str]:
+    problems = []
+    for family, values in _host_sysctls(endpoint).items():
+        for name, value in values.items():
+            path = sysctl.NET / family / "conf" / endpoint.host_ifname / name
+            with contextlib.suppress(OSError):
+                if int(path.read_text()) != value:
+                    problems.append(f"net.{family}.conf.{endpoint.host_ifname}.{name} is not {value}")
+    return problems
 
 
 def _wire_pod_side(endpoint: Endpoint) -> None:
@@ -354,6 +405,8 @@ def _check_host_side(endpoint: Endpoint) -> list[str]:
         if index is None:
             return [f"link {endpoint.host_ifname} is missing or down"]
         problems = []
+        if not any(link.get("IFLA_ADDRESS") == HOST_MAC for link in rtnetlink.get_links(index)):
+            problems.append(f"link {endpoint.host_ifname} has another MAC than {HOST_MAC}")
         for ip in endpoint.ips:
             if not _has_route(rtnetlink, ip, index):
                 problems.append(f"route {ip} dev {endpoint.host_ifname} is missing")
