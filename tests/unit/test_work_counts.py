@@ -1,0 +1,217 @@
+"""How much work a change makes, counted, not timed: selector evaluations, commands, elements and bytes for the kernel.
+
+Every count is taken in two clusters, one three times the size of the other, and must be the same in both: work follows
+the change, not the cluster. Where a count gets smaller, write the smaller one here.
+"""
+
+import re
+from copy import copy
+
+import pytest
+from msgspec import Struct
+
+from netagent.core.generation import Stamp
+from netagent.core.render import render
+from netagent.core.selectors import Selector
+from netagent.records import Endpoint, LabelSelector, NetworkPolicy, Pod, Record
+from support import words
+from support.histories import Admitted, Step, new_compiler, replay
+from support.words import block, namespaces, pods, policy, port, rule, selector
+
+PER_NAMESPACE = 12
+"""Pods of a namespace, without the namespace `big`."""
+GENERATION = 4
+"""Commands that put a new generation in force, one element among them."""
+TIERS = ("web", "app", "db")
+
+
+class Work(Struct):
+    """What one change cost."""
+
+    evaluations: int = 0
+    """Selectors asked about a set of labels."""
+    commands: int = 0
+    added: int = 0
+    """Elements."""
+    removed: int = 0
+    rules: int = 0
+    size_bytes: int = 0
+
+
+class Bed:
+    """A compiler over a cluster with `scale` times 10 namespaces, and a count of what it does."""
+
+    def __init__(self, scale: int) -> None:
+        self.compiler = new_compiler()
+        self.work = Work()
+        self._names = [f"n{number}" for number in range(10 * scale)]
+        self.put(*(words.namespace(name, team="red" if name == "n1" else "blue") for name in self._names))
+        for index, name in enumerate(self._names):
+            self.put(*(self.pod(index, number) for number in range(PER_NAMESPACE)))
+            self.put(
+                policy(f"{name}/tier", selector(app="a0"), ingress=[rule([pods(tier="web")], [port(80)])]),
+                policy(
+                    f"{name}/team", selector(app="a1"), ingress=[rule([namespaces(selector(team="red"))], [port(443)])]
+                ),
+                policy(f"{name}/net", selector(app="a2"), ingress=[rule([block("192.0.2.0/24")], [port(53, "UDP")])]),
+            )
+        for number in range(PER_NAMESPACE):
+            self.steps(Admitted(endpoint(self.pod(0, number))))
+        self.compiler.ruleset.take()
+
+    def pod(self, namespace: int, number: int, **labels: str) -> Pod:
+        """A pod; those of namespace 0 are local."""
+        address = f"10.{namespace >> 8}.{namespace & 255}.{number + 1}"
+        tier, app = TIERS[number % len(TIERS)], f"a{number // len(TIERS)}"
+        node = "node-0" if namespace == 0 else "node-1"
+        found = {"app": app, "tier": tier, **labels}
+        return words.pod(f"{self._names[namespace]}/p{number}", address, labels=found, node=node)
+
+    def put(self, *records: Record) -> None:
+        """Objects come or change."""
+        self.steps(*map(words.put, records))
+
+    def steps(self, *steps: Step) -> None:
+        """Anything happens."""
+        replay(self.compiler, steps)
+
+    def costs(self, *steps: Step) -> Work:
+        """What these cost, all the way to the script."""
+        self.work = Work()
+        replay(self.compiler, steps, at_once=True)
+        delta = self.compiler.ruleset.take()
+        if delta:
+            stamp = Stamp(0xFFFF0000, 2)
+            chains = self.compiler.ruleset.chains
+            measure(self.work, render(delta, chains, stamp.mark, new_mark=delta.revokes))
+        return copy(self.work)
+
+
+def measure(work: Work, script: str) -> None:
+    """Count the script."""
+    work.size_bytes = len(script)
+    for line in script.splitlines():
+        work.commands += 1
+        work.rules += line.startswith("add rule")
+        found = re.match(r"(add|delete) element .*?\{ (.*) \}", line)
+        if found:
+            count = found[2].count(", ") + 1
+            work.added += count if found[1] == "add" else 0
+            work.removed += count if found[1] == "delete" else 0
+
+
+def endpoint(pod: Pod) -> Endpoint:
+    """The sandbox of a local pod."""
+    return Endpoint(
+        pod=pod.key, pod_uid=pod.uid, container_id=pod.uid, ifname="eth0", host_ifname=f"nap{pod.key.name}", ips=pod.ips
+    )
+
+
+Pair = tuple[Bed, Bed]
+
+
+@pytest.fixture
+def beds(monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """The same cluster small and large; selector evaluations are counted into the work of both."""
+    made = (Bed(1), Bed(3))
+    matches = Selector.matches
+
+    def counting(self: Selector, labels: dict[str, str]) -> bool:
+        for bed in made:
+            bed.work.evaluations += 1
+        return matches(self, labels)
+
+    monkeypatch.setattr(Selector, "matches", counting)
+    return made
+
+
+def both(beds: Pair, *steps: Step) -> Work:
+    """What the steps cost, which must not depend on the size of the cluster."""
+    small, large = (bed.costs(*steps) for bed in beds)
+    assert small == large
+    return small
+
+
+def at_most(work: Work, **bounds: int) -> None:
+    """No more than that of each."""
+    exceeded = {name: getattr(work, name) for name, bound in bounds.items() if getattr(work, name) > bound}
+    assert not exceeded, f"{exceeded}, of {bounds}"
+
+
+def exactly(work: Work, **counts: int) -> None:
+    """Just that of each."""
+    assert {name: getattr(work, name) for name in counts} == counts
+
+
+def test_a_pod_event_that_changes_nothing_costs_no_command(beds: Pair) -> None:
+    work = both(beds, words.put(beds[0].pod(1, 4)))
+    exactly(work, commands=0, size_bytes=0)
+    at_most(work, evaluations=2)
+
+
+def test_a_pod_that_nobody_asks_for_costs_no_command(beds: Pair) -> None:
+    exactly(both(beds, words.put(beds[0].pod(2, 4, tier="none"))), commands=0)
+
+
+def test_a_pod_that_becomes_a_peer_is_one_element(beds: Pair) -> None:
+    other = words.namespace("n2", team="green")
+    for bed in beds:
+        bed.put(other)
+        bed.compiler.ruleset.take()
+    added = words.pod("n1/new", "10.9.9.9", labels={"app": "x", "tier": "y"}, node="node-1")
+    work = both(beds, words.put(added))
+    exactly(work, commands=1, added=1, removed=0, rules=0)
+    at_most(work, evaluations=3, size_bytes=90)
+
+
+def test_a_pod_that_stops_to_be_a_peer_is_one_element_and_a_generation(beds: Pair) -> None:
+    work = both(beds, words.gone(beds[0].pod(1, 4)))
+    exactly(work, removed=1, evaluations=0)
+    at_most(work, commands=1 + GENERATION, added=1, rules=1, size_bytes=320)
+
+
+def test_a_relabelled_namespace_costs_its_pods(beds: Pair) -> None:
+    work = both(beds, words.put(words.namespace("n3", team="red")))
+    exactly(work, commands=1, added=PER_NAMESPACE, removed=0, rules=0)
+    at_most(work, evaluations=3 * PER_NAMESPACE, size_bytes=300)
+
+
+def test_a_policy_that_gets_a_port_rewrites_one_chain_and_no_peer(beds: Pair) -> None:
+    edited = policy("n0/tier", selector(app="a0"), ingress=[rule([pods(tier="web")], [port(80), port(81)])])
+    work = both(beds, words.put(edited))
+    # Three pods of app a0 move to the new chain: one map element out and in for each.
+    exactly(work, removed=3)
+    at_most(work, commands=8 + GENERATION, added=3 + 1, rules=4, size_bytes=1200)
+    at_most(work, evaluations=2 * 2 * PER_NAMESPACE)
+
+
+def test_a_policy_of_pods_elsewhere_costs_no_command(beds: Pair) -> None:
+    made = policy("n2/more", ingress=[rule([pods(tier="db")])])
+    work = both(beds, words.put(made))
+    exactly(work, commands=0)
+    at_most(work, evaluations=0)
+
+
+@pytest.mark.parametrize("selects", [selector(app="a3"), selector(tier="web"), LabelSelector()])
+def test_a_new_policy_evaluates_its_selectors_against_local_pods_and_candidates_only(
+    beds: Pair, selects: LabelSelector
+) -> None:
+    made: NetworkPolicy = policy("n0/new", selects, ingress=[rule([pods(app="a1")], [port(9)])])
+    at_most(both(beds, words.put(made)), evaluations=6 * PER_NAMESPACE, commands=40 + GENERATION, size_bytes=5400)
+
+
+def test_a_pod_that_starts_here_is_a_handful_of_elements(beds: Pair) -> None:
+    pod = words.pod("n0/fresh", "10.0.0.200", labels={"app": "a0", "tier": "db"})
+    work = both(beds, words.put(pod), Admitted(endpoint(pod)))
+    # local, self, source, its class; the sets of peers that it belongs to are none.
+    exactly(work, removed=0)
+    # An element in a map of isolated pods narrows what is allowed: a new generation.
+    at_most(work, commands=4 + GENERATION, added=4 + 1, rules=1, evaluations=6, size_bytes=480)
+
+
+def test_many_changes_at_once_cost_their_sum_and_not_more(beds: Pair) -> None:
+    moved = [words.put(beds[0].pod(1, number, extra="yes")) for number in range(PER_NAMESPACE)]
+    exactly(both(beds, *moved), commands=0)
+    gone = [words.gone(beds[0].pod(1, number)) for number in range(PER_NAMESPACE)]
+    back = [words.put(beds[0].pod(1, number)) for number in range(PER_NAMESPACE)]
+    exactly(both(beds, *gone, *back), commands=0)
