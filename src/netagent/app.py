@@ -154,6 +154,7 @@ class Agent:
             ready=self._can_serve,
             observe=self._observe_cni,
             host_local=self._host_local,
+            elsewhere=self._is_elsewhere,
         )
         self.pod_mtu = PodMtu(self.pod_network, self.cni.endpoints)
         self.pod_links = PodLinks(self.cni)
@@ -321,6 +322,12 @@ class Agent:
 
     def _can_serve(self) -> bool:
         return self.state() is not None and self.dataplane.ready
+
+    def _is_elsewhere(self, ip: str) -> bool:
+        """A living pod of another node has the address: it got it before this node held the subnet."""
+        store = self.dataplane.store
+        pod = store.pods.get(key) if (key := store.owner(ip)) else None
+        return pod is not None and pod.node != self.node_name
 
     def _observe_cni(self, command: str, duration_s: float, code: int) -> None:
         self.metrics.cni.labels(command, "error" if code else "ok").observe(duration_s)

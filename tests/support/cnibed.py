@@ -73,13 +73,17 @@ class Bed:
         )
         self.gate = Gate()
         self.net = Net()
+        self.elsewhere: set[str] = set()
+        """Addresses of pods of other nodes."""
         self.store = Allocations(root / "state")
         self.server = self.new_server()
         self.task: asyncio.Task[None] | None = None
         self.wait_s = 20
 
     def new_server(self) -> CniServer:
-        return CniServer(self.config, pod_net=self.net, policy=self.gate, store=self.store)
+        return CniServer(
+            self.config, pod_net=self.net, policy=self.gate, store=self.store, elsewhere=self.elsewhere.__contains__
+        )
 
     async def start(self) -> None:
         self.server = self.new_server()

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager
 from typing import Any
 from weakref import WeakValueDictionary
@@ -80,6 +80,17 @@ class CniStatus(Struct, kw_only=True):
     """What was wrong with the state found at start, and what keeps the configuration list from being written."""
 
 
+class _Others:
+    """Addresses that are not ours to give: of another plugin's pods here, of pods elsewhere."""
+
+    def __init__(self, here: Container[str], elsewhere: Callable[[str], bool]) -> None:
+        self._here = here
+        self._elsewhere = elsewhere
+
+    def __contains__(self, ip: object) -> bool:
+        return ip in self._here or self._elsewhere(str(ip))
+
+
 class CniServer:
     """Serves the plugin and owns the allocations."""
 
@@ -94,8 +105,10 @@ class CniServer:
         ready: Callable[[], bool] | None = None,
         observe: Callable[[str, float, int], None] | None = None,
         host_local: HostLocal | None = None,
+        elsewhere: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`host_local`: addresses that another plugin has given to pods of this node. `ready`: whether the node can
+        """`host_local`: addresses that another plugin has given to pods of this node. `elsewhere(ip)`: a pod of another
+        node has the address, from the time when that node held our subnet. `ready`: whether the node can
         serve pods; until then no configuration list is written. Without it, the pod network alone decides.
         `observe(command, duration_s, code)` is called for each answer; code 0 is success."""
         self._config = config
@@ -106,6 +119,7 @@ class CniServer:
         self._ready = ready or (lambda: pod_net.state() is not None)
         self._observe = observe
         self._host_local = host_local
+        self._elsewhere = elsewhere
         self._pool = Pool()
         self._endpoints: dict[str, Endpoint] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -120,7 +120,9 @@ class Pool:
         if ip in self._taken:
             raise AddressRefusedError(f"requested address {ip} is taken by {self._taken[ip]}; {owner} cannot have it.")
         if ip in others:
-            raise AddressRefusedError(f"requested address {ip} is reserved by host-local; {owner} cannot have it.")
+            raise AddressRefusedError(
+                f"requested address {ip} is a pod's of another plugin or node; {owner} cannot have it."
+            )
         return ip
 
 

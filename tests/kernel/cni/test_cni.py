@@ -168,6 +168,18 @@ async def test_full_subnet_is_said_and_passes(bed: Bed, pod_netns: Netns) -> Non
     assert addresses(await bed.add("three")) == ["10.78.0.1"]
 
 
+async def test_an_address_that_a_pod_elsewhere_has_is_not_given_again(bed: Bed, pod_netns: Netns) -> None:
+    """The subnet was another node's before; its pods may live on."""
+    bed.elsewhere |= {"10.77.0.1", "10.77.0.2", "fd77::2"}
+    pod_netns("web")
+    assert addresses(await bed.add("web")) == ["10.77.0.3", "fd77::1"]
+    pod_netns("next")
+    status, answer = await bed.call("ADD", "next", args="IP=10.77.0.2")
+    assert (status, answer["code"]) == (1, 102)
+    bed.elsewhere.clear()
+    assert addresses(await bed.add("next", args="IP=10.77.0.2")) == ["10.77.0.2", "fd77::2"]
+
+
 @pytest.mark.parametrize(
     "asking",
     [
