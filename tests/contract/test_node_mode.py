@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from netagent.agent.condition import NetworkCondition
+from netagent.agent.condition import Lack, NetworkCondition
 from netagent.agent.mode import choose_mode
 from netagent.agent.nodenet import NodeNet
 from netagent.config import ApiConfig, NetworkConfig
@@ -225,9 +225,9 @@ async def test_auto_takes_what_it_finds_first_and_stays_with_it(bed: Bed, tmp_pa
 
 async def test_the_condition_follows_the_network(bed: Bed) -> None:
     await bed.add("n1")
-    problem = "no subnet"
+    lack: Lack | None = Lack("no subnet")
     events = EventWriter(bed.api, bed.name("n1"))
-    condition = NetworkCondition(bed.api, events, bed.name("n1"), lambda: problem, patience_s=0.1)
+    condition = NetworkCondition(bed.api, events, bed.name("n1"), lambda: lack, patience_s=0.1)
     reflector = Reflector(bed.api, resources("kube-system")[Kind.NODE], condition.observe, bed.settings)
     for work in (events.run(), condition.run(), reflector.run()):
         await bed.stack.enter_async_context(running(work))
@@ -245,7 +245,7 @@ async def test_the_condition_follows_the_network(bed: Bed) -> None:
 
     await reached("True", "NetagentHasNoNetwork")
     assert seen["message"] == "no subnet"
-    problem = ""
+    lack = None
     await reached("False", "NetagentIsUp")
     answer = await bed.client.get("/api/v1/namespaces/default/events")
     mine = [one for one in answer.tree["items"] if one["involvedObject"]["name"] == bed.name("n1")]
