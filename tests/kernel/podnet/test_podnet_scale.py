@@ -129,7 +129,7 @@ async def test_bursts_cost_what_changed_and_leave_nothing(network: PodNetwork, m
 
     entries = network.status.entries
     blocks = []
-    for _ in range(5):
+    for _ in range(6):
         asked.count = 0
         await burst(network, own, peers.turns(renewal=False))
         await until(lambda: asked.count >= 3 * PEERS)
@@ -137,7 +137,7 @@ async def test_bursts_cost_what_changed_and_leave_nothing(network: PodNetwork, m
         assert asked.count == 3 * PEERS  # neighbour changed, forwarding entry added and removed
         gc.collect()
         blocks.append(sum(one.count for one in tracemalloc.take_snapshot().statistics("filename")))
-    assert blocks[-1] - blocks[1] < GROWTH_BLOCKS, blocks
+    assert blocks[-1] - blocks[2] < GROWTH_BLOCKS, blocks  # the first rounds fill caches
     assert network.status.entries == entries
     assert network.status.peers == PEERS
     assert len(sh("ip neighbour show dev netagent.1 nud permanent").splitlines()) == PEERS
