@@ -14,7 +14,18 @@ from typing import Any
 
 import orjson
 
-NAMES = ("apply", "cni", "routes")
+NAMES = (
+    "apply",
+    "convergence",
+    "coldstart",
+    "dataplane",
+    "compiler",
+    "datapath",
+    "cni",
+    "routes",
+    "memory",
+    "cpu",
+)
 """Modules of this package, each runnable alone with --quick and --json."""
 
 
