@@ -325,16 +325,17 @@ class CniServer:
 
     def _allocate(self, call: Call, state: PodNetState) -> Endpoint:
         pod, uid = cni.pod_of(call)
-        others: frozenset[str] = frozenset()
+        here: frozenset[str] = frozenset()
         if self._host_local:  # and the subnet's first address is its bridge's
-            others = self._host_local.addresses() | {first_address(subnet) for subnet in state.subnets}
+            here = self._host_local.addresses() | {first_address(subnet) for subnet in state.subnets}
+        others, asked = _Others(here, self._elsewhere), cni.requested_ips(call)
         return Endpoint(
             pod=pod,
             pod_uid=uid,
             container_id=call.container_id,
             ifname=call.ifname,
             host_ifname=call.host_ifname,
-            ips=self._pool.allocate(state.subnets, call.host_ifname, cni.requested_ips(call), others=others),
+            ips=self._pool.allocate(state.subnets, call.host_ifname, asked, others=others),
             netns=call.netns,
             mac=cni.pod_mac(call.container_id, call.ifname),
         )
