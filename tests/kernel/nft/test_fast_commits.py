@@ -6,7 +6,7 @@ import pytest
 
 from netagent.records import Pod
 from support.driftbed import WatchedBed
-from support.flows import tcp_forth, udp_back, udp_forth
+from support.flows import flood, tcp_forth, udp_back, udp_forth
 from support.words import pod, pods, policy, rule, selector
 
 pytestmark = pytest.mark.kernel
@@ -57,3 +57,26 @@ async def test_its_own_commits_are_no_drift(bed: WatchedBed) -> None:
     await asyncio.sleep(0.3)
     assert bed.repairs() == 0
     await bed.expect_oracle()
+
+
+async def test_while_fast_commits_take_effect_nothing_opens_and_nothing_is_lost(bed: WatchedBed) -> None:
+    for name in ("x/server", "x/near", "x/other", "x/denied"):
+        await bed.pod(name, app=name[2:])
+    bed.outside("192.0.2.10")
+    await bed.put(policy("x/p", selector(app="server"), ingress=[rule([pods(app="near"), pods(app="other")])]))
+    server, other = bed.places["x/server"], bed.places["x/other"]
+    kept = [bed.flow(udp_forth(other, server, 9001)), bed.flow(udp_back(other, server, 9002))]
+    denied = [
+        bed.flow(flood(bed.places[name], server.ip(), server, port))
+        for port, name in ((9003, "x/denied"), (9004, "192.0.2.10"))
+    ]
+    await bed.flowing(*kept)
+    await bed.until("floods run", lambda: all(flow.sent > 5 for flow in denied))
+    before = bed.dataplane.generation or 0
+    for number in range(300):
+        await bed.put(labelled(bed, "x/near", app="near" if number % 2 else "far"))
+    assert (bed.dataplane.generation or 0) - before == 150
+    assert all(one.elements_only for one in bed.dataplane.transactions)
+    assert [flow.received for flow in denied] == [0, 0]
+    await bed.flowing(*kept)
+    assert [flow.finish() for flow in kept] == [0, 0]
