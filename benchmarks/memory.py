@@ -36,6 +36,11 @@ POLICIES = 1000
 
 async def measure(sizes: tuple[int, ...], cycles: int, cycle_pods: int) -> dict[str, Any]:
     """All figures, MB."""
+    return {"unit": "MB", "series": await sized(sizes)} | await cycled(cycles, cycle_pods)
+
+
+async def sized(sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Memory by the number of pods."""
     series: dict[str, Any] = {}
     for pods in sizes:
         shape = Shape(pods=pods, policies=POLICIES if pods else 0, local_pods=min(110, pods))
@@ -46,7 +51,7 @@ async def measure(sizes: tuple[int, ...], cycles: int, cycle_pods: int) -> dict[
                 await asyncio.sleep(SETTLE_S)
                 series[f"{pods} pods"] = structs.asdict(summarise([agent.rss_mb]))
                 progress(f"{pods} pods: {agent.rss_mb:.1f} MB")
-    return {"unit": "MB", "series": series} | await cycled(cycles, cycle_pods)
+    return series
 
 
 async def cycled(cycles: int, count: int) -> dict[str, Any]:

@@ -20,6 +20,8 @@ NODE = "node-0"
 PODS_PER_NODE = 110
 APPS = 10
 """Per namespace."""
+REPLICAS = 5
+"""Pods of one app and namespace that are equal but for name and address."""
 TIERS = ("web", "app", "db", "cache")
 TEAMS = 8
 PORTS = (80, 443, 5432, 6379, 8080, 8443, 9090, 9200)
@@ -62,7 +64,7 @@ def numbered_pod(shape: Shape, number: int) -> Object:
     labels = {
         "app": f"app-{app}",
         "tier": TIERS[number % len(TIERS)],
-        "pod-template-hash": f"{number // (shape.namespaces * APPS):010x}",
+        "pod-template-hash": f"{number // (shape.namespaces * APPS * REPLICAS):010x}",
         "app.kubernetes.io/managed-by": "workload",
     }
     node = NODE if number < shape.local_pods else f"node-{1 + (number - shape.local_pods) // PODS_PER_NODE}"

@@ -98,9 +98,8 @@ class Compiler:
         if not self._settings.policy:
             self._place(self._sandboxes(dirty.pods))
             return
-        for namespace in dirty.namespaces:
-            self._peers.namespace_changed(namespace)
-        for key in dirty.pods:
+        pods = dirty.pods.union(*map(self.store.pods_of, dirty.namespaces))
+        for key in pods:
             self._peers.pod_changed(key)
         touched = set(dirty.pods)
         for key in dirty.policies:

@@ -127,11 +127,6 @@ class PeerSets:
         else:
             self._pods[key] = new
 
-    def namespace_changed(self, namespace: str) -> None:
-        """A namespace came, went or was relabelled."""
-        for key in list(self._store.pods_of(namespace)):
-            self.pod_changed(key)
-
     def overlay_changed(self, overlay: Mapping[str, str]) -> None:
         """Overlay address -> node address, for every other node."""
         for address, node_ip in self._overlay.items():
@@ -208,16 +203,14 @@ class PeerSets:
         pod = self._store.pods.get(key)
         if pod is None:
             return None
-        ips = self._store.owned_ips(key)
-        if not ips:
-            return None
         candidates = list(self._index.candidates(pod.labels))
         if key.namespace in self._index_in:
             candidates += self._index_in[key.namespace].candidates(pod.labels)
         peers = frozenset(
             peer for peer in candidates if isinstance(peer, BlockPeer) or peer_matches(peer, key, self._store)
         )
-        return _Matched(peers, ips, pod.ports) if peers else None
+        ips = self._store.owned_ips(key) if peers else ()
+        return _Matched(peers, ips, pod.ports) if ips else None
 
     def _contribute(self, peer: Peer, matched: _Matched | None, change: Change) -> None:
         if matched is not None:

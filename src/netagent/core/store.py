@@ -81,7 +81,8 @@ class Store:
         """Objects that could not be read, and why."""
         self._pods_in: dict[str, dict[Key, None]] = {}
         self._by_label: dict[tuple[str, str], dict[Key, None]] = {}
-        self._claims: dict[str, dict[Key, None]] = {}
+        self._claims: dict[str, tuple[Key, ...]] = {}
+        """Address -> pods that claim it, sorted: nearly always one, so no dictionary of its own for each."""
         self._sandboxes_of: dict[Key, dict[str, None]] = {}
         self._sandboxes_at: dict[str, dict[str, None]] = {}
 
@@ -247,16 +248,22 @@ class Store:
         for ip in ips:
             if ip not in self._claimed_ips(key):
                 continue
-            claims = self._claims.setdefault(ip, {})
-            claims[key] = None
+            claims = self._claims.get(ip, ())
+            if key not in claims:
+                claims = self._claims[ip] = tuple(sorted((*claims, key)))
             touched.update(claims)
         return touched
 
     def _release(self, key: Key, ips: Iterable[str]) -> set[Key]:
         touched: set[Key] = set()
         for ip in ips:
-            touched.update(self._claims.get(ip, ()))
-            _discard(self._claims, ip, key)
+            claims = self._claims.get(ip, ())
+            touched.update(claims)
+            rest = tuple(claim for claim in claims if claim != key)
+            if rest:
+                self._claims[ip] = rest
+            else:
+                self._claims.pop(ip, None)
         return touched
 
     def _reclaim(self, key: Key, ips: Iterable[str]) -> set[Key]:

@@ -5,6 +5,7 @@ means the same as an absent field wherever Kubernetes' own types cannot tell the
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from sys import intern
 from typing import Any
@@ -32,6 +33,9 @@ from netagent.records import (
 )
 
 NULL = Raw(b"null")
+SHARED = 1024
+"""Maps of labels and lists of ports that are remembered, so that equal ones are one object: lists come in order of
+names, so a replica's siblings are next to it."""
 ANNOTATIONS_KEPT = ("flannel.", "netagent.")
 FLANNEL_NAMES = (
     "kube-subnet-manager",
@@ -198,8 +202,13 @@ def tree(raw: bytes | Raw) -> dict[str, Any]:
 
 
 def labels(found: Mapping[str, str] | None) -> Mapping[str, str]:
-    """Labels with interned text: a cluster repeats few keys and values over all of its pods."""
-    return {intern(name): intern(value) for name, value in found.items()} if found else {}
+    """Labels with interned text, the same object for equal ones of late: replicas differ in nothing here."""
+    return _shared_labels(tuple(found.items())) if found else {}
+
+
+@lru_cache(SHARED)
+def _shared_labels(found: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    return {intern(name): intern(value) for name, value in found}
 
 
 def _read_namespace(raw: bytes | Raw) -> Namespace:
@@ -220,7 +229,7 @@ def _read_pod(raw: bytes | Raw) -> Pod:
         phase=intern(status.phase or "Pending"),
         host_network=bool(spec.host_network),
         ports=_container_ports([*sidecars, *(spec.containers or ())]),
-        created=meta.creation_timestamp or "",
+        created=intern(meta.creation_timestamp or ""),
         terminating=meta.deletion_timestamp is not None,
     )
 
@@ -233,11 +242,18 @@ def _pod_ips(status: _PodStatus) -> tuple[str, ...]:
 
 
 def _container_ports(containers: list[_Container]) -> tuple[ContainerPort, ...]:
-    return tuple(
-        ContainerPort(intern(port.name or ""), port.container_port, intern(port.protocol or "TCP"))
-        for container in containers
-        for port in container.ports or ()
+    return _shared_ports(
+        tuple(
+            ContainerPort(intern(port.name or ""), port.container_port, intern(port.protocol or "TCP"))
+            for container in containers
+            for port in container.ports or ()
+        )
     )
+
+
+@lru_cache(SHARED)
+def _shared_ports(found: tuple[ContainerPort, ...]) -> tuple[ContainerPort, ...]:
+    return found
 
 
 def _read_node(raw: bytes | Raw) -> Node:

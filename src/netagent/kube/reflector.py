@@ -315,16 +315,18 @@ class Reflector:
     def _upsert(self, key: Key, version: str, raw: Raw, received_s: float) -> None:
         if version and self._versions.get(key) == version:
             return
-        self._versions[key] = version
         try:
             record = decode.record(self._kind, raw)
         except DecodeError as error:
+            self._versions[key] = version
             self._unreadable += 1
             log.warning(
                 "%s %s cannot be read: %s. It is treated as unknown until it is corrected.", self._kind, key, error
             )
             self._emit(Undecodable(self._kind, key, str(error), received_s))
         else:
+            # The record's own key: one object per name, here and in the view.
+            self._versions[record.key] = version
             self._emit(Upserted(self._kind, record, received_s))
 
     def _bookmark_version(self, raw: Raw) -> str:

@@ -1,5 +1,7 @@
 """Parts of the API server's JSON that all kinds share."""
 
+from sys import intern
+
 import msgspec
 from msgspec import Raw, Struct
 
@@ -24,7 +26,7 @@ class Meta(Struct, rename="camel"):
     deletion_timestamp: str | None = None
 
     def key(self) -> Key:
-        return Key(self.namespace, self.name)
+        return Key(intern(self.namespace), self.name)
 
 
 class ListMeta(Struct, rename="camel"):
