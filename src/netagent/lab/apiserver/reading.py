@@ -152,7 +152,18 @@ def list_page(store: Store, table: str, query: Query) -> Page:
         raise too_large_revision(asked, store.revision)
     exact = query.match == "Exact" or (query.limit and asked and not query.match)
     revision = asked if exact and asked else store.revision
-    return _page(_rows_at(store, table, query, revision), query, revision, ("", ""))
+    return _page_at(store, table, query, revision, ("", ""))
+
+
+def _page_at(store: Store, table: str, query: Query, revision: int, after: Key) -> Page:
+    if revision != store.revision or not query.limit or query.matches:
+        return _page(_rows_at(store, table, query, revision), query, revision, after)
+    # The common case costs the page, not the table.
+    rows, left = store.page(table, query.namespace, after, query.limit)
+    metadata: dict[str, Any] = {"resourceVersion": str(revision)}
+    if left:
+        metadata |= {"continue": _token(revision, rows[-1][0]), "remainingItemCount": left}
+    return Page([row for _, row in rows], metadata)
 
 
 def _rows_at(store: Store, table: str, query: Query, revision: int) -> list[tuple[Key, Stored]]:
@@ -207,7 +218,7 @@ def _continued(store: Store, table: str, query: Query) -> Page:
         fault = expired(CONTINUE_EXPIRED)
         fault.list_continue = _token(-1, (namespace, name))
         raise fault
-    return _page(_rows_at(store, table, query, revision), query, revision, (namespace, name))
+    return _page_at(store, table, query, revision, (namespace, name))
 
 
 # Watch

@@ -6,7 +6,7 @@ by undoing the events since.
 """
 
 import asyncio
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -198,6 +198,14 @@ class Store:
             if namespace and keys[index][0] != namespace:
                 return
             yield rows.objects[keys[index]]
+
+    def page(self, table: str, namespace: str, after: Key, limit: int) -> tuple[list[tuple[Key, Stored]], int]:
+        """The latest state of the objects that follow a key, at most so many, and how many more there are."""
+        rows = self._table(table)
+        first = bisect_right(rows.order, max(after, (namespace, "")))
+        end = bisect_left(rows.order, (namespace + "\0", "")) if namespace else len(rows.order)
+        keys = rows.order[first : min(end, first + limit)]
+        return [(key, rows.objects[key]) for key in keys], max(0, end - first - len(keys))
 
     def snapshot(self, table: str, revision: int) -> dict[Key, Stored]:
         """A table's objects as they were at a revision, unordered. Raises Compacted."""
