@@ -5,6 +5,7 @@ the change, not the cluster. Where a count gets smaller, write the smaller one h
 """
 
 import re
+from collections.abc import Callable
 from copy import copy
 
 import pytest
@@ -12,6 +13,7 @@ from msgspec import Struct
 
 from netagent.core.generation import Stamp
 from netagent.core.render import render
+from netagent.core.ruleset import Ruleset
 from netagent.core.selectors import Selector
 from netagent.records import Endpoint, LabelSelector, NetworkPolicy, Pod, Record
 from support import words
@@ -22,6 +24,7 @@ PER_NAMESPACE = 12
 """Pods of a namespace, without the namespace `big`."""
 GENERATION = 4
 """Commands that put a new generation in force, one element among them."""
+SELECTORS = 20
 TIERS = ("web", "app", "db")
 
 
@@ -30,6 +33,8 @@ class Work(Struct):
 
     evaluations: int = 0
     """Selectors asked about a set of labels."""
+    touches: int = 0
+    """Elements put into the ruleset or taken out of it, whether or not that changes anything."""
     commands: int = 0
     added: int = 0
     """Elements."""
@@ -55,6 +60,10 @@ class Bed:
                 ),
                 policy(f"{name}/net", selector(app="a2"), ingress=[rule([block("192.0.2.0/24")], [port(53, "UDP")])]),
             )
+        # Many selectors in use here, so that asking all of them would show.
+        for number in range(SELECTORS):
+            peer = namespaces(selector(), selector(zone=f"z{number}"))
+            self.put(policy(f"n0/zone-{number}", selector(app="a3"), ingress=[rule([peer], [port(1000 + number)])]))
         for number in range(PER_NAMESPACE):
             self.steps(Admitted(endpoint(self.pod(0, number))))
         self.compiler.ruleset.take()
@@ -122,7 +131,20 @@ def beds(monkeypatch: pytest.MonkeyPatch) -> Pair:
         return matches(self, labels)
 
     monkeypatch.setattr(Selector, "matches", counting)
+    for name in ("put", "discard"):
+        monkeypatch.setattr(Ruleset, name, touching(made, getattr(Ruleset, name)))
     return made
+
+
+def touching(made: Pair, change: Callable[..., None]) -> Callable[..., None]:
+    """Counts the calls of `Ruleset.put` or `discard`."""
+
+    def touch(self: Ruleset, *arguments: str) -> None:
+        for bed in made:
+            bed.work.touches += 1
+        change(self, *arguments)
+
+    return touch
 
 
 def both(beds: Pair, *steps: Step) -> Work:
@@ -145,7 +167,7 @@ def exactly(work: Work, **counts: int) -> None:
 
 def test_a_pod_event_that_changes_nothing_costs_no_command(beds: Pair) -> None:
     work = both(beds, words.put(beds[0].pod(1, 4)))
-    exactly(work, commands=0, size_bytes=0)
+    exactly(work, commands=0, size_bytes=0, touches=0)
     at_most(work, evaluations=2)
 
 
@@ -160,7 +182,7 @@ def test_a_pod_that_becomes_a_peer_is_one_element(beds: Pair) -> None:
         bed.compiler.ruleset.take()
     added = words.pod("n1/new", "10.9.9.9", labels={"app": "x", "tier": "y"}, node="node-1")
     work = both(beds, words.put(added))
-    exactly(work, commands=1, added=1, removed=0, rules=0)
+    exactly(work, commands=1, added=1, removed=0, rules=0, touches=1)
     at_most(work, evaluations=3, size_bytes=90)
 
 
@@ -182,7 +204,7 @@ def test_a_policy_that_gets_a_port_rewrites_one_chain_and_no_peer(beds: Pair) ->
     # Three pods of app a0 move to the new chain: one map element out and in for each.
     exactly(work, removed=3)
     at_most(work, commands=8 + GENERATION, added=3 + 1, rules=4, size_bytes=1200)
-    at_most(work, evaluations=2 * 2 * PER_NAMESPACE)
+    at_most(work, evaluations=6 * PER_NAMESPACE)
 
 
 def test_a_policy_of_pods_elsewhere_costs_no_command(beds: Pair) -> None:
@@ -197,7 +219,7 @@ def test_a_new_policy_evaluates_its_selectors_against_local_pods_and_candidates_
     beds: Pair, selects: LabelSelector
 ) -> None:
     made: NetworkPolicy = policy("n0/new", selects, ingress=[rule([pods(app="a1")], [port(9)])])
-    at_most(both(beds, words.put(made)), evaluations=6 * PER_NAMESPACE, commands=40 + GENERATION, size_bytes=5400)
+    at_most(both(beds, words.put(made)), evaluations=8 * PER_NAMESPACE, commands=84 + GENERATION, size_bytes=12800)
 
 
 def test_a_pod_that_starts_here_is_a_handful_of_elements(beds: Pair) -> None:
@@ -215,3 +237,17 @@ def test_many_changes_at_once_cost_their_sum_and_not_more(beds: Pair) -> None:
     gone = [words.gone(beds[0].pod(1, number)) for number in range(PER_NAMESPACE)]
     back = [words.put(beds[0].pod(1, number)) for number in range(PER_NAMESPACE)]
     exactly(both(beds, *gone, *back), commands=0)
+
+
+def test_an_event_of_a_local_pod_that_changes_nothing_touches_nothing(beds: Pair) -> None:
+    exactly(both(beds, words.put(beds[0].pod(0, 1))), commands=0, touches=0)
+
+
+def test_a_peer_that_few_pods_match_is_looked_up_not_searched_for(beds: Pair) -> None:
+    rare = words.pod("n4/rare", "10.9.9.8", labels={"app": "rare"}, node="node-1")
+    for bed in beds:
+        bed.put(rare)
+    made = policy("n0/rare", selector(app="a1"), ingress=[rule([namespaces(selector(), selector(app="rare"))])])
+    work = both(beds, words.put(made))
+    # Once to choose the pod, once with its namespace; the rest are the new policy and the local pods' others.
+    at_most(work, evaluations=7 * PER_NAMESPACE, touches=25)
