@@ -1,9 +1,9 @@
 """The agent with stopwatches: `python -m benchmarks.traced FILE agent ...` is `netagent agent ...`, a line per commit.
 
 A commit is described by the seconds that its parts took (`decode` and `store` since the commit before it, of all
-changes; `compile`, `diff`, `commit` of its own), by when it ended (`done_s`, monotonic) and by the changes it covers
-whose object is named `probe...`: kind, name, when its bytes had arrived, when it was in the store, when the compiler
-began. Commits without a transaction are written down only where they cover such a change.
+changes; `compile`, `diff`, `commit` of its own), by when its transaction began and when it ended (`running_s`, `done_s`,
+monotonic) and by the changes it covers whose object is named `probe...`: kind, name, when its bytes had arrived, when it
+was in the store. Commits without a transaction are written down only where they cover such a change.
 """
 
 import functools
@@ -36,6 +36,7 @@ class Stopwatches:
         self._whole = False
         self._transactions = 0
         self._compiling_s = 0.0
+        self._running_s = 0.0
 
     def attach(self) -> None:
         """Wrap the agent's functions."""
@@ -43,7 +44,7 @@ class Stopwatches:
         Compiler.update = self._compile(Compiler.update)  # type: ignore[method-assign]
         for name in ("take", "whole"):
             setattr(Ruleset, name, self._timed("diff", getattr(Ruleset, name)))
-        for name in ("render", "replacement"):
+        for name in ("render", "replacement", "elements_alone"):
             if hasattr(sync, name):
                 setattr(sync, name, self._timed("diff", getattr(sync, name)))
         sync.Dataplane.apply = self._apply(sync.Dataplane.apply)  # type: ignore[method-assign]
@@ -85,7 +86,7 @@ class Stopwatches:
 
     def _run(self, run: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def running(*arguments: Any, **more: Any) -> Any:
-            began_s = time.monotonic()
+            began_s = self._running_s = time.monotonic()
             try:
                 return await run(*arguments, **more)
             finally:
@@ -110,6 +111,7 @@ class Stopwatches:
                     "whole": self._whole,
                     "done_s": done_s,
                     "compiling_s": self._compiling_s,
+                    "running_s": self._running_s if self._transactions else done_s,
                     "decode": before["decode"],
                     "store": before["store"],
                     **own,
