@@ -1,9 +1,9 @@
 """The agent with stopwatches: `python -m benchmarks.traced FILE agent ...` is `netagent agent ...`, a line per commit.
 
 A commit is described by the seconds that its parts took (`decode` and `store` since the commit before it, of all
-changes; `compile`, `diff`, `commit` of its own), by when its transaction began and when it ended (`running_s`, `done_s`,
-monotonic) and by the changes it covers whose object is named `probe...`: kind, name, when its bytes had arrived, when it
-was in the store. Commits without a transaction are written down only where they cover such a change.
+changes; `compile`, `diff`, `commit` of its own), by when its transaction began and when it ended (`running_s`,
+`done_s`, monotonic) and by the changes it covers whose object is named `probe...`: kind, name, when its bytes had
+arrived, when it was in the store. Commits without a transaction are written down only where they cover such a change.
 """
 
 import functools
