@@ -164,7 +164,7 @@ async def condition_of(bed: Bed, node: str) -> tuple[str, str]:
 async def events_of(bed: Bed, node: str) -> list[tuple[str, str]]:
     """Reason and message, oldest first."""
     items = (await bed.client.get("/api/v1/namespaces/default/events")).tree["items"]
-    mine = [one for one in items if one["involvedObject"]["name"] == bed.name(node)]
+    mine = [one for one in items if one.get("involvedObject", {}).get("name") == bed.name(node)]
     return [
         (one["reason"], one["message"]) for one in sorted(mine, key=lambda one: int(one["metadata"]["resourceVersion"]))
     ]

@@ -103,7 +103,8 @@ class Dataplane:
         self._applied = False
         self._distrusts = 0
         self._distrust_cause = ""
-        self._replacement_failed = False
+        self._anew = False
+        """Whether the next replacement deletes the table first: one that keeps the hooks has just failed."""
         self._restored = pods_from_api
         """Whether the pods of earlier runs are known: before that, a table would leave them open."""
         self._stamp: Stamp | None = None
@@ -303,8 +304,11 @@ class Dataplane:
         kernels = of_kernel(self._config.mark_mask, existing.mark)
         stamp = self._first_of_table(kernels)
         ruleset = self.compiler.ruleset
-        anew = self._replacement_failed and existing.exists
-        return replacement(ruleset.whole(), stamp.mark, existing, anew=anew), kernels or self._stamp, stamp
+        return (
+            replacement(ruleset.whole(), stamp.mark, existing, anew=self._anew and existing.exists),
+            kernels or self._stamp,
+            stamp,
+        )
 
     def _first_of_table(self, kernels: Stamp | None) -> Stamp:
         """Neither our last generation nor the one in force: a transaction that failed may have been applied."""
@@ -332,7 +336,8 @@ class Dataplane:
             error = str(failure)
             raise
         finally:
-            self._replacement_failed = whole and bool(error)
+            # By turns: between an old hook that goes and a new one that comes a packet may slip through.
+            self._anew = whole and bool(error) and not self._anew
             duration_s = self._clock() - started_s
             self._metrics.commit.observe(duration_s)
             self._metrics.commits.labels("error" if error else "ok", kind).inc()
