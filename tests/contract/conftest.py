@@ -30,6 +30,14 @@ from msgspec import Struct
 
 START_S = 60.0
 """A server that does not answer within this time has failed."""
+AUDIT_POLICY = """
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: Metadata, userGroups: ["system:serviceaccounts"]}
+- {level: None}
+"""
 
 
 class Api(Struct, frozen=True):
@@ -44,6 +52,8 @@ class Api(Struct, frozen=True):
     """Path of the CA's certificate; empty for plain HTTP."""
     etcd: str = ""
     """URL of the real server's etcd."""
+    audit: str = ""
+    """Path of the real server's audit log: one line of JSON per answer to a service account."""
 
     def tls(self) -> ssl.SSLContext | bool:
         """What an aiohttp request wants as `ssl`."""
@@ -249,6 +259,7 @@ def _start_kube_apiserver(program: Path, home: Path, etcd_url: str) -> tuple[Api
         capture_output=True,
     )
     (home / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
+    (home / "audit.yaml").write_text(AUDIT_POLICY)
     flags = {
         "etcd-servers": etcd_url,
         "bind-address": "127.0.0.1",
@@ -265,13 +276,15 @@ def _start_kube_apiserver(program: Path, home: Path, etcd_url: str) -> tuple[Api
         "tls-cert-file": home / "tls.crt",
         "tls-private-key-file": home / "tls.key",
         "cert-dir": home,
+        "audit-policy-file": home / "audit.yaml",
+        "audit-log-path": home / "audit.log",
     }
     url, ca = f"https://127.0.0.1:{port}", str(home / "tls.crt")
     _write_kubeconfig(home / "kubeconfig", url, token, ca)
     with (home / "apiserver.log").open("wb") as output:
         command = [str(program), *(f"--{name}={value}" for name, value in flags.items())]
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=home)
-    return Api("real", url, token, home / "kubeconfig", ca, etcd_url), process
+    return Api("real", url, token, home / "kubeconfig", ca, etcd_url, str(home / "audit.log")), process
 
 
 @pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.envtest)])
