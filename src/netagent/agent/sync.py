@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 FIRST_WINDOW_S = 0.002
 """Debounce window after the first of several changes in a row; it doubles up to the cap while they go on."""
+COST_WINDOWS = 10.0
+"""Longest window in durations of the last commit: compiling and committing take a tenth of the time at most."""
 RETRY_FIRST_S = 0.1
 RETRY_CAP_S = 5.0
 UNREADY_AFTER = 3
@@ -115,6 +117,7 @@ class Dataplane:
         self._failures = 0
         self._window_s = 0.0
         self._last_commit_s = float("-inf")
+        self._cost_s = 0.0
         self._pending: list[tuple[Kind, float]] = []
         self._progress = asyncio.Condition()
         self._pod_seen: dict[Key, list[asyncio.Future[None]]] = {}
@@ -250,9 +253,12 @@ class Dataplane:
                 await self._back_off(error)
 
     async def _settle(self) -> None:
-        """Let changes gather while they come fast; at once when idle or when a pod waits."""
+        """Let changes gather while they come fast; at once when idle or when a pod waits.
+
+        The window grows to COST_WINDOWS times what a commit takes, so commits use a bounded share of the time.
+        """
         now_s = self._clock()
-        cap_s = self._config.debounce_cap_ms / 1000
+        cap_s = min(self._config.debounce_cap_ms / 1000, max(FIRST_WINDOW_S, COST_WINDOWS * self._cost_s))
         if now_s - self._last_commit_s > max(2 * self._window_s, FIRST_WINDOW_S):
             self._window_s = 0.0
             return
@@ -263,8 +269,7 @@ class Dataplane:
                 await asyncio.wait_for(self._urgent.wait(), rest_s)
 
     async def _commit(self) -> None:
-        covers, pending = self._changes, self._pending
-        self._pending = []
+        covers, news, began_s = self._changes, len(self._pending), self._clock()
         dirty, self._dirty = self._dirty, Dirty()
         self.compiler.update(dirty)
         whole, distrusts = not self._applied, self._distrusts
@@ -276,11 +281,13 @@ class Dataplane:
             # Whoever meddled meanwhile may have done so before or after this transaction.
             self._applied = self._distrusts == distrusts
             self._stamp = stamp
+            self._last_commit_s = self._clock()
+            self._cost_s = self._last_commit_s - began_s
         if self._applied:
             self._distrust_cause = ""
         self._failures = 0
-        self._last_commit_s = self._clock()
-        self._observe(pending, first=whole)
+        self._observe(self._pending[:news], first=whole)
+        del self._pending[:news]
         if self._applied:
             self._covered = covers
         async with self._progress:

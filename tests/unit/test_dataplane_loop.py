@@ -1,0 +1,163 @@
+"""The dataplane loop with a kernel that answers when told to: what is committed when, and what a failure does."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from netagent.agent.sync import UNREADY_AFTER, Dataplane
+from netagent.config import PolicyConfig
+from netagent.core.frame import FrameSettings
+from netagent.metrics import Metrics
+from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
+from netagent.records import Kind, Listed
+from support.words import namespace, pod, put
+
+KINDS = frozenset((Kind.NAMESPACE, Kind.POD, Kind.NETWORK_POLICY))
+DEADLINE_S = 20.0
+
+
+class Kernel:
+    """Keeps the promises of ports.Nft for the loop's purposes; holds or refuses transactions when told to."""
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.refusing = False
+
+    async def run(self, commands: str) -> None:
+        self.runs.append(commands)
+        await self.open.wait()
+        if self.refusing:
+            raise NftError("refused by the test")
+
+    async def run_elements(self, transaction: ElementTransaction) -> None:
+        await self.run(str(transaction))
+
+    async def inventory(self) -> TableInventory:
+        return TableInventory(exists=False)
+
+    async def counters(self) -> dict[str, CounterValue]:
+        return {}
+
+    async def text(self) -> str:
+        return ""
+
+
+async def no_marks(mask: int, keep: int) -> int:
+    return 0
+
+
+@asynccontextmanager
+async def running(kernel: Kernel) -> AsyncIterator[Dataplane]:
+    dataplane = Dataplane(
+        kernel,
+        PolicyConfig(),
+        FrameSettings(),
+        Metrics(),
+        node_name="node-0",
+        kinds=KINDS,
+        clear_marks=no_marks,
+    )
+    loop = asyncio.create_task(dataplane.run())
+    try:
+        yield dataplane
+    finally:
+        loop.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loop
+
+
+def show_all(dataplane: Dataplane) -> None:
+    for kind in KINDS:
+        dataplane.apply(Listed(kind))
+
+
+async def settled(dataplane: Dataplane) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        await dataplane.committed()
+
+
+async def until(kernel: Kernel, runs: int) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while len(kernel.runs) < runs:  # noqa: ASYNC110 - the fake tells nobody
+            await asyncio.sleep(0.001)
+
+
+async def test_nothing_is_committed_before_every_kind_and_the_old_pods_are_known() -> None:
+    kernel = Kernel()
+    async with running(kernel) as dataplane:
+        dataplane.apply(put(namespace("x")))
+        for kind in sorted(KINDS)[:-1]:
+            dataplane.apply(Listed(kind))
+        dataplane.restore(())
+        await asyncio.sleep(0.05)
+        assert kernel.runs == []
+        assert "not listed yet" in dataplane.problem
+        dataplane.apply(Listed(sorted(KINDS)[-1]))
+        await settled(dataplane)
+        assert len(kernel.runs) == 1
+        assert dataplane.ready
+
+
+async def test_without_word_of_the_old_pods_nothing_is_committed() -> None:
+    kernel = Kernel()
+    async with running(kernel) as dataplane:
+        show_all(dataplane)
+        await asyncio.sleep(0.05)
+        assert kernel.runs == []
+        dataplane.restore(())
+        await settled(dataplane)
+        assert len(kernel.runs) == 1
+
+
+async def test_changes_during_a_commit_become_one() -> None:
+    kernel = Kernel()
+    async with running(kernel) as dataplane:
+        dataplane.restore(())
+        show_all(dataplane)
+        await settled(dataplane)
+        kernel.open.clear()
+        before = len(kernel.runs)
+        dataplane.set_own_subnets(("10.0.0.0/24",))
+        dataplane.set_own_subnets(())
+        dataplane.distrust("test")
+        await until(kernel, before + 1)
+        for number in range(200):
+            dataplane.apply(put(pod(f"x/p{number}", f"10.0.0.{number + 1}")))
+            dataplane.distrust("test")
+        kernel.open.set()
+        await settled(dataplane)
+        assert len(kernel.runs) - before == 2
+
+
+async def test_changes_that_touch_no_rule_make_no_transaction() -> None:
+    kernel = Kernel()
+    async with running(kernel) as dataplane:
+        dataplane.restore(())
+        show_all(dataplane)
+        await settled(dataplane)
+        for number in range(20):
+            dataplane.apply(put(pod(f"x/p{number}", f"10.0.0.{number + 1}")))
+            await settled(dataplane)
+        assert len(kernel.runs) == 1
+
+
+async def test_after_refusals_the_whole_table_is_replaced_and_readiness_returns() -> None:
+    kernel = Kernel()
+    async with running(kernel) as dataplane:
+        dataplane.restore(())
+        show_all(dataplane)
+        await settled(dataplane)
+        kernel.refusing = True
+        dataplane.distrust("test")
+        await until(kernel, 1 + UNREADY_AFTER)
+        async with asyncio.timeout(DEADLINE_S):
+            while "refused by the test" not in dataplane.problem:
+                await asyncio.sleep(0.001)
+        assert not dataplane.ready
+        kernel.refusing = False
+        await settled(dataplane)
+        assert dataplane.problem == ""
+        assert dataplane.transactions[-1].whole
