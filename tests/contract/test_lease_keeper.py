@@ -98,6 +98,19 @@ async def test_a_subnet_created_by_another_node_after_the_list_is_left_to_it(bed
     assert kept.told == [("10.244.5.0/24",)]
 
 
+async def test_a_subnet_within_another_nodes_that_came_after_the_list_is_given_back(bed: Bed) -> None:
+    """Nodes that were told another length: their leases have other names, but the same addresses."""
+    await bed.add_node("n1")
+
+    async def other() -> None:
+        await bed.put("10.244.4.0/25", "other")
+
+    kept = await bed.keeper("n1", "10.244.4.0/24", pools=("10.244.4.0/23",), meddle=other)
+    assert await kept.ready() == "10.244.5.0/24"
+    assert set(await bed.leases()) == {"10.244.4.0/25", "10.244.5.0/24"}
+    assert kept.told == [("10.244.5.0/24",)]
+
+
 async def test_an_expired_lease_renewed_after_the_list_is_left_to_its_holder(bed: Bed) -> None:
     await bed.add_node("n1")
     await bed.put("10.244.5.0/24", "slow", renewed_s=1.0)

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import ipaddress
+import itertools
 import json
 import time
 from collections import Counter
@@ -196,4 +198,30 @@ async def test_expired_leases_are_taken_over_once_each(bed: Bed) -> None:
         assert {found[subnet]["spec"].get("leaseTransitions") for subnet in subnets[48:]} == {0}
         await within(lambda: len(history.changes_of_holder()) == 48, lambda: json.dumps(history.changes_of_holder()))
         assert set(history.changes_of_holder().values()) == {1}
+        assert history.clashes == []
+
+
+async def test_subnets_of_two_lengths_never_overlap(bed: Bed) -> None:
+    """The configured length is being changed: half of the nodes ask for /24s, half for /26s, of one small pool."""
+    count = 40
+    await prepared([bed.add_node(f"n{index}") for index in range(count)])
+    networks: list[Any] = []
+    overlaps: list[str] = []
+    async with followed(bed) as (history, keepers):
+        for index in range(count):
+            kept = await bed.keeper(
+                f"n{index}", duration_s=30, grace_s=60.0, pools=("10.63.0.0/19",), subnet_len=24 + 2 * (index % 2)
+            )
+            keepers.append(kept)
+            history.watched.append(kept)
+
+        def settled() -> bool:
+            networks[:] = [ipaddress.ip_network(subnet) for kept in keepers for subnet in kept.keeper.allocatable]
+            pairs = itertools.combinations(networks, 2)
+            overlaps.extend(f"{one} and {other}" for one, other in pairs if one.overlaps(other))
+            return all(kept.subnets or kept.keeper.reason == "SubnetPoolExhausted" for kept in keepers)
+
+        await within(settled, lambda: str(Counter(kept.keeper.problem for kept in keepers)))
+        assert overlaps == []
+        assert {network.prefixlen for network in networks} == {24, 26}
         assert history.clashes == []

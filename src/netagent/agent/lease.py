@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Never
 
 from msgspec import Struct
@@ -262,7 +262,9 @@ class LeaseKeeper:
         stored = await self._store.get(subnet)
         if stored is None:
             log.warning("lease of %s was deleted; netagent creates it again.", subnet)
-            await self._create(family, subnet)
+            if other := await self._create(family, subnet):
+                self._lose(family, other.holder)
+                return False
         elif stored.holder != self._node and (stored.holder or stored.reservation):
             self._lose(family, stored.holder)
             return False
@@ -312,7 +314,7 @@ class LeaseKeeper:
                         return
                     refused.add(subnet)
                 case rules.Keep(lease):
-                    if await self._try_replace(family, lease):
+                    if not await self._gives_way(lease, seen) and await self._try_replace(family, lease):
                         return
                     seen = await self._store.all()
                 case rules.TakeOver(lease):
@@ -324,12 +326,11 @@ class LeaseKeeper:
 
     async def _try_create(self, family: int, subnet: str) -> bool:
         try:
-            await self._create(family, subnet)
+            return await self._create(family, subnet) is None
         except ApiError as error:
             if error.already_exists:
                 return False
             raise
-        return True
 
     async def _try_replace(self, family: int, lease: SubnetLease) -> bool:
         """Compare and swap: only what was judged is replaced."""
@@ -344,10 +345,27 @@ class LeaseKeeper:
             raise
         return True
 
-    async def _create(self, family: int, subnet: str) -> None:
+    async def _create(self, family: int, subnet: str) -> SubnetLease | None:
+        """Hold the subnet, unless a lease of another length shares addresses with it: then that lease.
+
+        Whoever lists after having created sees the other one, or is seen by it: never do both go on.
+        """
         tenant = await self._tenant()
         body = leases.body(subnet, self._store.namespace, tenant, self._clock(), self._notes.get(subnet))
-        self._adopt(family, await self._store.create(body))
+        stored = await self._store.create(body)
+        seen = await self._store.all()
+        if stored.lease is not None and await self._gives_way(stored.lease, seen):
+            return rules.overlapped(subnet, self._node, seen)
+        self._adopt(family, stored)
+        return None
+
+    async def _gives_way(self, lease: SubnetLease, seen: Iterable[SubnetLease]) -> bool:
+        """Delete a lease of ours that shares addresses with another node's."""
+        other = rules.overlapped(lease.subnet, self._node, seen)
+        if other is not None:
+            log.warning("lease of %s overlaps %s of %s and is deleted again.", lease.subnet, other.subnet, other.holder)
+            await self._store.delete(lease)
+        return other is not None
 
     async def _write(self, family: int, subnet: str, current: Stored) -> None:
         tenant = await self._tenant()

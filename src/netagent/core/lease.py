@@ -145,6 +145,17 @@ def allocatable_until_s(lease: SubnetLease, grace_s: float) -> float:
     return lease.renewed_s + lease.duration_s + grace_s / 2
 
 
+def overlapped(subnet: str, node: str, leases: Iterable[SubnetLease]) -> SubnetLease | None:
+    """Another node's lease that shares addresses with this node's subnet.
+
+    Names keep equal subnets apart, not those of different lengths, which nodes ask for while the configured length is
+    being changed. Reservations do not count: the operator may put them into a subnet that is in use.
+    """
+    network = parse(subnet)
+    others = (one for one in leases if one.subnet != subnet and one.holder != node and one.duration_s is not None)
+    return next((one for one in others if _overlaps(network, (parse(one.subnet),))), None)
+
+
 def abandoned(leases: Iterable[SubnetLease], nodes: Container[str]) -> list[SubnetLease]:
     """Leases whose holder has no Node. Reservations are the operator's and never among them."""
     return [lease for lease in leases if lease.holder and lease.duration_s is not None and lease.holder not in nodes]
