@@ -154,7 +154,7 @@ async def test_after_refusals_the_whole_table_is_replaced_and_readiness_returns(
         dataplane.distrust("test")
         await until(kernel, 1 + UNREADY_AFTER)
         async with asyncio.timeout(DEADLINE_S):
-            while "refused by the test" not in dataplane.problem:
+            while "refused by the test" not in dataplane.problem:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.001)
         assert not dataplane.ready
         kernel.refusing = False
