@@ -12,6 +12,7 @@ import yaml
 from aiohttp import web
 from msgspec import Struct
 
+from netagent.lab.apiserver import protobuf
 from netagent.lab.apiserver.discovery import Discovery
 from netagent.lab.apiserver.faults import (
     ApiFault,
@@ -292,7 +293,7 @@ async def _body(request: web.BaseRequest) -> Any:
     except web.HTTPRequestEntityTooLarge:
         raise too_large from None
     if "protobuf" in request.content_type:
-        raise unsupported_media("application/json, application/yaml")
+        return protobuf.decode(body)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
