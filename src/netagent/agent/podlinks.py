@@ -47,6 +47,8 @@ class PodLinks:
         self._wake = asyncio.Event()
         self._problems: dict[str, str] = {}
         """Why pods are still wrong, by host_ifname."""
+        self.rounds = 0
+        """Times that pods were compared, at news and audits."""
         self.repairs = 0
         """Pods whose wiring was put right."""
 
@@ -66,6 +68,7 @@ class PodLinks:
                     due_s, suspects = loop.time() + self._audit_s, frozenset(pods)
                 if await self._mend(pods[name] for name in {*suspects, *self._problems} & pods.keys()):
                     await asyncio.sleep(SPACING_S)
+                self.rounds += 1
 
     async def _mend(self, endpoints: Iterable[Endpoint]) -> bool:
         """Whether anything was wrong."""

@@ -46,6 +46,7 @@ async def links(bed: Bed, pod_netns: Callable[[str], str]) -> AsyncIterator[PodL
     await bed.add("web")
     service = PodLinks(bed.server)
     task = asyncio.create_task(service.run())
+    await until(lambda: service.rounds, "the first audit is over: from now on it must be told")
     yield service
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
