@@ -204,3 +204,16 @@ async def test_server_dry_run(kubectl: Any, namespace: str) -> None:
     out = await kubectl("apply", "-n", namespace, "--dry-run=server", "-f", "-", stdin=POD)
     assert "created (server dry run)" in out
     assert "NotFound" in await kubectl("get", "-n", namespace, "pod", "web", fails=True)
+
+
+async def test_imperative_create(kubectl: Any, namespace: str) -> None:
+    """These commands send protobuf where the client is new enough."""
+    ns = ("-n", namespace)
+    await kubectl("create", *ns, "configmap", "c", "--from-literal=a=b")
+    await kubectl("create", *ns, "secret", "generic", "s", "--from-literal=a=b")
+    await kubectl("create", *ns, "serviceaccount", "robot")
+    await kubectl("create", *ns, "service", "clusterip", "web", "--tcp=80:8080")
+    assert await kubectl("get", *ns, "configmap", "c", "-o", "jsonpath={.data.a}") == "b"
+    assert await kubectl("get", *ns, "secret", "s", "-o", "jsonpath={.data.a}") == "Yg=="
+    assert await kubectl("get", *ns, "service", "web", "-o", "jsonpath={.spec.ports[0].targetPort}") == "8080"
+    assert "AlreadyExists" in await kubectl("create", "namespace", namespace, fails=True)
