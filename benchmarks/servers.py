@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,7 +49,7 @@ def real_available() -> bool:
     return bool(os.environ.get("KUBEBUILDER_ASSETS"))
 
 
-class Server:
+class Server(ABC):
     """An API server and a client of it."""
 
     name = ""
@@ -86,20 +87,21 @@ class Server:
                 process.wait()
         self._directory.cleanup()
 
+    @abstractmethod
     async def _start(self) -> None:
-        raise NotImplementedError
+        """Start what serves."""
 
+    @abstractmethod
     async def load(self, shape: Shape) -> None:
         """Fill it with a workload."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def churn(self, shape: Shape, per_s: float, share: float) -> None:
         """Pods change from now on, a share of them so that it matters on the node under test."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def quiet(self) -> float:
         """End of the churn; events per second that there were."""
-        raise NotImplementedError
 
     @property
     def cpu_s(self) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from netagent.lab import pods
@@ -20,16 +21,16 @@ Matrix = dict[tuple[str, str], Verdict]
 """(source, destination) -> what happened."""
 
 
-class Traffic:
+class Traffic(ABC):
     """The part of a lab that sends packets."""
 
     nodes: list[LabNode]
     externals: dict[str, Place]
     sockets: Sockets
 
+    @abstractmethod
     async def pods(self) -> list[Object]:
         """All pods."""
-        raise NotImplementedError
 
     async def places(self) -> dict[str, Place]:
         """Every endpoint of this moment by name: nodes, externals, pods that are not finished and have an address."""
