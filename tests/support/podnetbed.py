@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +134,14 @@ class Node:
 
     def ip(self, arguments: str, *, check: bool = True) -> str:
         return sh(f"ip -n {self.netns} {arguments}", check=check)
+
+    def harm(self, commands: Sequence[str]) -> None:
+        """Run `ip` commands; all again where a repair came in between, so that the last of them found what it wants."""
+        for _ in range(50):
+            errors = [self.ip_error(command) for command in commands]
+            if not errors[-1]:
+                return
+        raise AssertionError(f"{commands}: {errors}")
 
     def ip_error(self, arguments: str) -> str:
         command = f"ip -n {self.netns} {arguments}".split()
@@ -424,6 +432,18 @@ class Until:
     def __call__(self, what: Callable[[], object]) -> None:
         """Until `what()` is true."""
         wait_until(what)
+
+    def steady(self, what: Callable[[], str]) -> str:
+        """Until a text stays as it is for a while; the text."""
+        seen = [""]
+
+        def same() -> bool:
+            seen.append(what())
+            time.sleep(0.15)
+            return seen[-1] == seen[-2] == what()
+
+        wait_until(same)
+        return seen[-1]
 
     def equal(self, what: Callable[[], str], expected: str) -> None:
         """Until a text is as expected."""

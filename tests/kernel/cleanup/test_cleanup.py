@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -65,6 +66,8 @@ class Node:
 
     def state(self) -> str:
         """All of the kernel and the directories that may change."""
+        while "tentative" in self.run("ip", "address").stdout:
+            time.sleep(0.1)
         parts = [self.run("nft", "list", "ruleset").stdout]
         for command in ("link", "-4 route show table all", "-6 route show table all", "address"):
             parts.append(self.run("ip", *command.split()).stdout)

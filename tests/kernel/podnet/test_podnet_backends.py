@@ -73,9 +73,8 @@ def test_host_gw_carries_both_families_without_tunnels(flat: Cluster, until: Unt
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_damaged_plain_routes_are_repaired(flat: Cluster, until: Until, damage: tuple[str, ...]) -> None:
     one, two, _ = flat.nodes
-    before, read_backs = one.ours(), one.status.read_backs
-    for command in damage:
-        one.ip(command)
+    before, read_backs = until.steady(one.ours), one.status.read_backs
+    one.harm(damage)
     until(lambda: one.status.read_backs > read_backs)
     until.equal(one.ours, before)
     for address in two.pod_ips():

@@ -64,9 +64,8 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_damage_is_repaired(cluster: Cluster, until: Until, damage: tuple[str, ...]) -> None:
     one, two, _ = cluster.nodes
-    before, read_backs = one.ours(), one.status.read_backs
-    for command in damage:
-        one.ip(command)
+    before, read_backs = until.steady(one.ours), one.status.read_backs
+    one.harm(damage)
     until(lambda: one.status.read_backs > read_backs)
     until.equal(one.ours, before)
     for address in two.pod_ips():
