@@ -20,6 +20,8 @@ from msgspec import Meta, Struct
 from netagent.ports import NetagentError
 
 ENV_PREFIX = "NETAGENT_"
+LAB_PREFIX = "NETAGENT_LAB_"
+"""Variables of the lab, which are no options of an agent."""
 MAX_FILE_BYTES = 1 << 20
 """A configuration file larger than this is refused: ours is some hundred bytes."""
 
@@ -211,7 +213,7 @@ def load(path: str, environ: Mapping[str, str], flags: Mapping[tuple[str, str], 
     known = {(section, field): kind for section, field, kind in options()}
     by_variable = {_variable(section, field): (section, field) for section, field in known}
     for variable, text in environ.items():
-        if variable.startswith(ENV_PREFIX):
+        if variable.startswith(ENV_PREFIX) and not variable.startswith(LAB_PREFIX):
             if variable not in by_variable:
                 raise ConfigError(f"{variable}: no such option. Accepted: {', '.join(sorted(by_variable))}.")
             _overlay(tree, by_variable[variable], text, known[by_variable[variable]], variable)

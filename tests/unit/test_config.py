@@ -126,3 +126,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     large.write_bytes(b"#" * (config.MAX_FILE_BYTES + 1))
     with pytest.raises(ConfigError, match="larger than"):
         config.load(str(large), {}, {})
+
+
+def test_variables_of_the_lab_are_no_options() -> None:
+    assert config.load("", {"NETAGENT_LAB_DIR": "/somewhere"}, {}) == config.Config()
