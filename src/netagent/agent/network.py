@@ -459,15 +459,6 @@ class PodNetwork:
         )
 
 
-async def remove_pod_network(*, flannel: bool = False) -> list[str]:
-    """Take everything of ours out of the kernel, with no agent running; `flannel`: what node mode took over too.
-    Returns what could not be removed."""
-    with PodNetKernel(lambda: None, flannel=flannel) as kernel:
-        snapshot = await kernel.read()
-        failures = await kernel.apply(diff({}, snapshot.entries))
-    return [f"{_describe(failure.step.key)}: {failure.reason}" for failure in failures]
-
-
 def _now() -> float:
     return asyncio.get_running_loop().time()
 

@@ -69,15 +69,6 @@ def write_conflist(config: CniConfig) -> bool:
     return True
 
 
-def remove_conflist(config: CniConfig) -> None:
-    """The runtime stops to start pods through us. Raises DiskError."""
-    target = Path(config.conf_dir) / config.conf_name
-    try:
-        target.unlink(missing_ok=True)
-    except OSError as error:
-        raise DiskError(f"cannot remove {target}: {error.strerror}. New pods still come to netagent.") from error
-
-
 def render_conflist(config: CniConfig) -> bytes:
     """The list: our plugin, then the chained ones whose executables exist."""
     ours = {"type": EXECUTABLE, "socket": config.socket, "capabilities": {"ips": True}}

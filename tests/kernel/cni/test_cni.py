@@ -480,9 +480,6 @@ async def test_configuration_list_comes_when_the_node_can_serve(tmp_path: Path) 
     assert executable.stat().st_ino == before
     await bed.stop()
     assert conflist.exists()
-    install.remove_conflist(bed.config)
-    install.remove_conflist(bed.config)
-    assert not conflist.exists()
 
 
 async def test_socket_permissions_and_second_agent(bed: Bed) -> None:

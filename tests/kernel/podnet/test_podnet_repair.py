@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from netagent.agent.network import remove_pod_network
 from support.podnetbed import Cluster, Until, in_netns
 
 pytestmark = pytest.mark.kernel
@@ -349,12 +348,3 @@ def test_another_own_subnet_replaces_the_old_one(cluster: Cluster, until: Until)
     assert "blackhole 10.244.50.0/24" in one.ours()
     assert "10.244.1.0/24" not in one.ours()
     assert "10.244.1.0" not in two.ours()
-
-
-def test_everything_of_ours_can_be_removed(cluster: Cluster) -> None:
-    one = cluster.nodes[0]
-    one.stop()
-    assert one.call(remove_pod_network) == []
-    assert "netagent" not in one.ip("link")
-    assert "blackhole" not in one.ip("route") + one.ip("-6 route")
-    assert one.ip("route show proto 78") == "10.244.1.10 dev nap0 scope link \n"
