@@ -10,8 +10,9 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
-from pyroute2.netlink.rtnl import (
+from netagent.kernel.pyroute import (
+    NLM_F_ACK,
+    NLM_F_REQUEST,
     RTM_DELLINK,
     RTM_GETLINK,
     RTM_GETROUTE,
@@ -19,12 +20,11 @@ from pyroute2.netlink.rtnl import (
     RTM_NEWLINK,
     RTM_NEWNEIGH,
     RTM_NEWROUTE,
+    ifaddrmsg,
+    ifinfmsg,
+    ndmsg,
+    rtmsg,
 )
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.ndmsg import ndmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
-
 from netagent.ports import NetagentError
 
 NLMSG_ERROR = 2

@@ -20,9 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from errno import ENODEV, ETIMEDOUT
 from typing import Any, TypeVar
 
-from pyroute2 import IPRoute, NetlinkError
-from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
-from pyroute2.netlink.rtnl import (
+from netagent.core.cni import GATEWAY_V4, GATEWAY_V6, HOST_MAC
+from netagent.kernel import rtbatch, sysctl
+from netagent.kernel.netns import open_netns, run_in_netns
+from netagent.kernel.pyroute import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
     RTM_DELLINK,
     RTM_GETLINK,
     RTM_GETROUTE,
@@ -30,11 +34,9 @@ from pyroute2.netlink.rtnl import (
     RTM_NEWLINK,
     RTM_NEWNEIGH,
     RTM_NEWROUTE,
+    IPRoute,
+    NetlinkError,
 )
-
-from netagent.core.cni import GATEWAY_V4, GATEWAY_V6, HOST_MAC
-from netagent.kernel import rtbatch, sysctl
-from netagent.kernel.netns import open_netns, run_in_netns
 from netagent.kernel.rtbatch import Request, RtnetlinkError
 from netagent.records import Endpoint
 
