@@ -44,7 +44,6 @@ class Cell(Struct, frozen=True, order=True):
     protocol: str
     family: int
     allowed: bool
-    requires: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         version = "" if self.family == 4 else " over IPv6"
@@ -96,7 +95,6 @@ def cells(expect: Object, pods: Iterable[Pod], serves: dict[str, list[tuple[int,
             probe.get("protocol", "TCP"),
             probe.get("family", 4),
             probe["allowed"],
-            tuple(probe.get("requires", ())),
         )
     for table in expect.get("tables", ()):
         yield from _table(table, everyone, listening)
@@ -115,8 +113,8 @@ def _table(table: Object, everyone: list[str], listening: dict[str, list[tuple[i
             for source in sources:
                 if source != destination:
                     allowed = not ("*" in refused or source in refused)
-                    family, requires = table.get("family", 4), tuple(table.get("requires", ()))
-                    yield Cell(source, destination, port, protocol, family, allowed, requires)
+                    family = table.get("family", 4)
+                    yield Cell(source, destination, port, protocol, family, allowed)
 
 
 def _denied(table: Object) -> dict[tuple[str, str], set[str]]:

@@ -43,8 +43,6 @@ class Outcome(Struct):
 
     mismatches: list[Mismatch]
     probes: int = 0
-    skipped: int = 0
-    """Cells that need what this machine has not."""
 
 
 class Player:
@@ -236,9 +234,7 @@ class Player:
     # Expectations
 
     async def _judge(self, number: int, expect: Object, outcome: Outcome) -> None:
-        wanted = list(model.cells(expect, self._pods.values(), self._serves))
-        cells = [cell for cell in wanted if "sctp" not in cell.requires and cell.protocol != "SCTP"]
-        outcome.skipped += len(wanted) - len(cells)
+        cells = list(model.cells(expect, self._pods.values(), self._serves))
         outcome.probes += len(cells)
         await asyncio.sleep(SETTLE_S)
         places = await self._lab.places()

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from netagent.lab import sctp
 from support.places import Place
-from support.servers import ANSWER, SCTP, Servers, sctp_init
+from support.servers import ANSWER, Servers, sctp_init
 
 DENIED_S = 0.2
 """Silence for this long is a denial."""
@@ -80,7 +81,7 @@ class _Flight:
         self.sock.send(self.token)
 
     def _start_sctp(self, family: int) -> None:
-        self.sock = socket.socket(family, socket.SOCK_RAW, SCTP)
+        self.sock = socket.socket(family, socket.SOCK_RAW, sctp.PROTOCOL)
         self.token = os.urandom(4)
         packet = sctp_init(1024 + int.from_bytes(self.token[:2], "big") % 60000, self.probe.port, self.token)
         self.sock.sendto(packet, (self.probe.dst, 0))

@@ -4,15 +4,14 @@ import contextlib
 import os
 import selectors
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterable
 
+from netagent.lab import sctp
 from support.places import Place
 
 ANSWER = b"!"
 BACKLOG = 1024
-SCTP = 132
 SO_RCVBUFFORCE = 33
 BUFFER_BYTES = 8 << 20
 
@@ -57,7 +56,7 @@ class Servers:
 
     def _listen(self, port: int, protocol: str) -> tuple[socket.socket, Callable[[socket.socket], None]]:
         if protocol == "SCTP":
-            return socket.socket(socket.AF_INET, socket.SOCK_RAW, SCTP), self._note_init
+            return socket.socket(socket.AF_INET, socket.SOCK_RAW, sctp.PROTOCOL), self._note_init
         kind = socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM
         sock = socket.socket(socket.AF_INET6, kind)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -114,17 +113,5 @@ class Servers:
 
 
 def sctp_init(source_port: int, port: int, tag: bytes) -> bytes:
-    """An SCTP packet with one INIT chunk whose initiate tag is `tag`. Source: RFC 9260."""
-    chunk = struct.pack("!BBH", 1, 0, 20) + tag + struct.pack("!IHHI", 65536, 1, 1, 1)
-    packet = struct.pack("!HHII", source_port, port, 0, 0) + chunk
-    return packet[:8] + struct.pack("<I", crc32c(packet)) + packet[12:]
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli), reflected."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
+    """An SCTP packet with one INIT chunk whose initiate tag is `tag`."""
+    return sctp.Packet(source_port, port, 0, (sctp.init(int.from_bytes(tag, "big")),)).encoded()

@@ -40,7 +40,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     probe.add_argument("--from", dest="source", required=True, metavar="PLACE")
     probe.add_argument("--to", dest="destination", required=True, metavar="PLACE")
     probe.add_argument("--port", type=int, required=True)
-    probe.add_argument("--protocol", default="TCP", choices=("TCP", "UDP"))
+    probe.add_argument("--protocol", default="TCP", choices=("TCP", "UDP", "SCTP"))
     probe.add_argument("--family", type=int, default=4, choices=(4, 6))
     external = _add(commands, "external", _external, "add a host outside the cluster")
     external.add_argument("ip", help="its address, e.g. 192.0.2.10")

@@ -116,11 +116,13 @@ class Sockets:
         """Call `build`, which must be quick, in the namespace that the file descriptor `netns` names."""
         return await asyncio.wrap_future(self._thread.submit(self._open, netns, build))
 
-    async def open(self, netns: int, family: int, kind: int, count: int = 1) -> list[socket.socket]:
-        """`count` non-blocking sockets in the namespace."""
+    async def open(
+        self, netns: int, family: int, kind: int, count: int = 1, *, protocol: int = 0
+    ) -> list[socket.socket]:
+        """`count` non-blocking sockets in the namespace; `protocol` for raw ones."""
 
         def build() -> list[socket.socket]:
-            made = [socket.socket(family, kind) for _ in range(count)]
+            made = [socket.socket(family, kind, protocol) for _ in range(count)]
             for sock in made:
                 sock.setblocking(False)
             return made

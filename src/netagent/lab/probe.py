@@ -13,6 +13,7 @@ import time
 
 from msgspec import Struct
 
+from netagent.lab import sctp
 from netagent.lab.namespaces import Sockets
 
 TIMEOUT_S = 1.0
@@ -26,7 +27,8 @@ class Verdict(Struct, frozen=True, kw_only=True):
     """What a probe found."""
 
     allowed: bool
-    """TCP: connected and a byte came back. UDP: a datagram went and a reply came back."""
+    """TCP: connected and a byte came back. UDP: a datagram went and a reply came back. SCTP: associated, and a message
+    came."""
     detail: str
     """answered, timeout, refused, unreachable, or another error's name."""
     answer: str = ""
@@ -50,12 +52,11 @@ async def probe(
 
     Raises ValueError for a protocol that cannot be probed.
     """
-    kinds = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
-    if target.protocol not in kinds:
-        raise ValueError(f"{target.protocol} cannot be probed here; TCP and UDP can")
+    if target.protocol not in WAYS:
+        raise ValueError(f"{target.protocol} cannot be probed; {', '.join(WAYS)} can")
+    kind, number, exchange = WAYS[target.protocol]
     family = socket.AF_INET6 if ":" in target.ip else socket.AF_INET
-    (sock,) = await sockets.open(source, family, kinds[target.protocol])
-    exchange = _tcp if target.protocol == "TCP" else _udp
+    (sock,) = await sockets.open(source, family, kind, protocol=number)
     begin = time.monotonic()
     answer, detail = b"", "answered"
     try:
@@ -93,6 +94,18 @@ async def _udp(sock: socket.socket, target: Target, timeout_s: float) -> bytes:
         except TimeoutError:
             continue
     raise TimeoutError
+
+
+async def _sctp(sock: socket.socket, target: Target, timeout_s: float) -> bytes:
+    return await sctp.Client(sock, target.ip, target.port).first_message(timeout_s)
+
+
+WAYS = {
+    "TCP": (socket.SOCK_STREAM, 0, _tcp),
+    "UDP": (socket.SOCK_DGRAM, 0, _udp),
+    "SCTP": (socket.SOCK_RAW, sctp.PROTOCOL, _sctp),
+}
+"""Protocol -> kind and protocol number of the socket, how to get an answer."""
 
 
 def _error_name(error: OSError) -> str:

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterable
 from typing import cast
 
+from netagent.lab import sctp
 from netagent.lab.namespaces import Sockets
 from netagent.lab.plan import Serving
 
@@ -48,17 +49,19 @@ class Servers:
 
     def __init__(self) -> None:
         self._tcp: list[asyncio.Server] = []
-        self._udp: list[asyncio.BaseTransport] = []
+        self._datagrams: list[asyncio.BaseTransport | sctp.Responder] = []
 
     async def open(
         self, sockets: Sockets, netns: int, name: str, servings: Iterable[Serving], addresses: tuple[str, ...] = ANY
     ) -> None:
         """Listen on each port at each address. Name addresses where there are several, or UDP answers from another.
 
-        SCTP ports are left out: nothing here can listen on them. Raises OSError; then nothing of it is open.
+        Raises OSError; then nothing of it is open.
         """
         loop = asyncio.get_running_loop()
+        servings = tuple(servings)
         try:
+            await self._open_sctp(sockets, netns, name, servings, addresses)
             for serving in servings:
                 for address in addresses:
                     if serving.protocol == "TCP":
@@ -67,16 +70,27 @@ class Servers:
                     elif serving.protocol == "UDP":
                         sock = await sockets.listen(netns, (address, serving.port), socket.SOCK_DGRAM)
                         transport, _ = await loop.create_datagram_endpoint(lambda: Answerer(name), sock=sock)
-                        self._udp.append(transport)
+                        self._datagrams.append(transport)
         except OSError:
             self.close()
             raise
+
+    async def _open_sctp(
+        self, sockets: Sockets, netns: int, name: str, servings: tuple[Serving, ...], addresses: tuple[str, ...]
+    ) -> None:
+        """A raw socket hears all ports of its address."""
+        ports = frozenset(serving.port for serving in servings if serving.protocol == "SCTP")
+        for address in (("0.0.0.0", "::") if addresses == ANY else addresses) if ports else ():
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            (sock,) = await sockets.open(netns, family, socket.SOCK_RAW, protocol=sctp.PROTOCOL)
+            sock.bind((address, 0))
+            self._datagrams.append(sctp.Responder(name, ports, sock))
 
     def close(self) -> None:
         """Stop listening."""
         for server in self._tcp:
             server.close()
-        for transport in self._udp:
+        for transport in self._datagrams:
             transport.close()
         self._tcp.clear()
-        self._udp.clear()
+        self._datagrams.clear()
