@@ -51,6 +51,23 @@ class Metrics:
         self.commits = Counter(
             "netagent_commits", "nftables transactions by result and kind.", ["result", "kind"], registry=self.registry
         )
+        self.last_commit = Gauge(
+            "netagent_last_commit_timestamp_seconds",
+            "When the last nftables transaction succeeded, seconds since the epoch.",
+            registry=self.registry,
+        )
+        self.slow_events = Counter(
+            "netagent_slow_events",
+            "Commits whose oldest event took more than 0.25 s from its arrival to the kernel.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.loop_lag = Histogram(
+            "netagent_event_loop_lag_seconds",
+            "How late the event loop woke a task that sleeps half a second.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
         self.generation = Gauge(
             "netagent_generation", "Generation stamp that open flows must carry.", registry=self.registry
         )

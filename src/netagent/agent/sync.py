@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
+from netagent.agent.causes import Batch, Causes, SlowEvent
 from netagent.config import PolicyConfig
 from netagent.core.compiler import Compiler
 from netagent.core.frame import STAMP, FrameSettings
@@ -33,6 +34,8 @@ COST_WINDOWS = 10.0
 """Longest window in durations of the last commit: compiling and committing take a tenth of the time at most."""
 RETRY_FIRST_S = 0.1
 RETRY_CAP_S = 5.0
+STUCK_S = 60.0
+"""Longest time that an attempt may be under way: replacing 200,000 elements takes some seconds."""
 UNREADY_AFTER = 3
 """Failures in a row after which the agent is not ready."""
 TRANSACTIONS_KEPT = 100
@@ -64,6 +67,11 @@ class Transaction(Struct, frozen=True, gc=False):
     """Whether it went without a script."""
     cause: str = ""
     """Of a replacement: why the table was not trusted; empty: the first one, or the one before failed."""
+    causes: tuple[str, ...] = ()
+    """What brought it on, the first of them."""
+    causes_left_out: int = 0
+    latency_s: float | None = None
+    """From the arrival of the oldest API event that it covers to its end; None: it covers none."""
 
 
 class Dataplane:
@@ -119,6 +127,10 @@ class Dataplane:
         self._last_commit_s = float("-inf")
         self._cost_s = 0.0
         self._pending: list[tuple[Kind, float]] = []
+        self._causes = Causes(metrics.slow_events)
+        self._batch = Batch()
+        self._under_way_s: float | None = None
+        """Since when (clock) an attempt has been under way."""
         self._progress = asyncio.Condition()
         self._pod_seen: dict[Key, list[asyncio.Future[None]]] = {}
 
@@ -129,6 +141,7 @@ class Dataplane:
         if not isinstance(change, Listed):
             self._metrics.watch_events.labels(change.kind).inc()
             self._pending.append((change.kind, change.received_s))
+        self._causes.event(change)
         dirty = self.store.apply(change)
         if isinstance(change, Upserted) and isinstance(change.record, Pod):
             self._wake_waiters(change.record)
@@ -147,6 +160,7 @@ class Dataplane:
             async with asyncio.timeout(self._admit_timeout_s):
                 if self._policy_on:
                     await self._pod_described(endpoint)
+                self._causes.local("pod", endpoint.pod, "wired")
                 self._touch(self.store.admit(endpoint), always=True, urgent=True)
                 await self.committed()
         except TimeoutError:
@@ -161,17 +175,20 @@ class Dataplane:
 
     def withdraw(self, endpoint: Endpoint) -> None:
         """The endpoint is gone."""
+        self._causes.local("pod", endpoint.pod, "unwired")
         self._touch(self.store.withdraw(endpoint))
 
     def restore(self, endpoints: tuple[Endpoint, ...]) -> None:
         """Endpoints that earlier runs of the agent wired."""
         self._restored = True
+        self._causes.local(f"{len(endpoints)} pods of earlier runs", "")
         for endpoint in endpoints:
             self._touch(self.store.admit(endpoint))
         self._touch(Dirty(), always=True)
 
     def set_own_subnets(self, subnets: tuple[str, ...]) -> None:
         """This node's subnets."""
+        self._causes.local("own subnets", ", ".join(subnets) or "none")
         self.compiler.set_own_subnets(subnets)
         self._touch(Dirty(), always=True)
 
@@ -185,6 +202,7 @@ class Dataplane:
         """Somebody else changed our table, or may have: replace it whole, at once."""
         self._distrusts += 1
         self._distrust_cause = cause
+        self._causes.local("drift:", cause)
         self._applied = False
         self._touch(Dirty(), always=True, urgent=True)
 
@@ -220,6 +238,18 @@ class Dataplane:
         return "" if self._covered else "first commit not done"
 
     @property
+    def stuck(self) -> str:
+        """Why the loop makes no progress though it has work; "" while attempts end, well or badly."""
+        if self._under_way_s is None or (waited_s := self._clock() - self._under_way_s) < STUCK_S:
+            return ""
+        return f"a commit has been under way for {waited_s:.0f} s and has neither failed nor succeeded"
+
+    @property
+    def slow_events(self) -> list[SlowEvent]:
+        """Those that took long to the kernel, oldest first."""
+        return list(self._causes.slow_events)
+
+    @property
     def generation(self) -> int | None:
         """Current value of the stamp."""
         return self._stamp.value if self._stamp else None
@@ -244,12 +274,16 @@ class Dataplane:
             if not self._restored or not self._kinds <= self.store.listed:
                 self._wake.clear()
                 continue
+            self._under_way_s = self._clock()
             await self._settle()
             self._wake.clear()
             self._urgent.clear()
             try:
                 await self._commit()
+                self._under_way_s = None
             except (NftError, ConntrackError) as error:
+                self._under_way_s = None
+                self._causes.put_back(self._batch)
                 await self._back_off(error)
 
     async def _settle(self) -> None:
@@ -271,7 +305,9 @@ class Dataplane:
     async def _commit(self) -> None:
         covers, news, began_s = self._changes, len(self._pending), self._clock()
         dirty, self._dirty = self._dirty, Dirty()
+        self._batch = self._causes.take()
         self.compiler.update(dirty)
+        compiled_s = self._clock()
         whole, distrusts = not self._applied, self._distrusts
         work, current, stamp = await self._replacement() if whole else self._change()
         if work:
@@ -288,6 +324,7 @@ class Dataplane:
         self._failures = 0
         self._observe(self._pending[:news], first=whole)
         del self._pending[:news]
+        self._causes.covered(self._batch, began_s, compiled_s)
         if self._applied:
             self._covered = covers
         async with self._progress:
@@ -348,6 +385,9 @@ class Dataplane:
             duration_s = self._clock() - started_s
             self._metrics.commit.observe(duration_s)
             self._metrics.commits.labels("error" if error else "ok", kind).inc()
+            if not error:
+                self._metrics.last_commit.set_to_current_time()
+            oldest = self._batch.oldest
             self.transactions.append(
                 Transaction(
                     time.time(),
@@ -358,6 +398,9 @@ class Dataplane:
                     error,
                     not isinstance(work, str),
                     self._distrust_cause if whole else "",
+                    self._batch.causes,
+                    self._batch.left_out,
+                    time.monotonic() - oldest.received_s if oldest is not None and oldest.received_s else None,
                 )
             )
             del self.transactions[:-TRANSACTIONS_KEPT]
