@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from msgspec import Struct
 
-from netagent.core.intervals import holds
+from netagent.core.intervals import Range, holds
 from netagent.core.parties import ICMP, Cluster, Party
 from netagent.core.peersets import numbers_of, version_of
 from netagent.core.policy import BlockPeer, Direction, NamedPort, Peer, PodPeer, Policy, PortRange, Rule
@@ -77,9 +77,13 @@ def admits(cluster: Cluster, rule: Rule, flow: Flow, direction: Direction) -> bo
     """Whether one rule admits the flow."""
     if next(port_missing(cluster, rule, flow, direction), None) is not None:
         return False
+    return admits_peer(cluster, rule, flow.peer(direction))
+
+
+def admits_peer(cluster: Cluster, rule: Rule, party: Party) -> bool:
+    """Whether the rule is for the party, on whichever ports."""
     if rule.peers is None:
         return True
-    party = flow.peer(direction)
     return any(next(peer_missing(cluster, peer, party), None) is None for peer in rule.peers)
 
 
@@ -160,7 +164,7 @@ def port_missing(cluster: Cluster, rule: Rule, flow: Flow, direction: Direction)
     """What keeps the rule's ports from holding the flow's: nothing, or one sentence."""
     if rule.ports is None:
         return
-    target = flow.destination.subject if direction is Direction.INGRESS else _named_target(cluster, flow.destination)
+    target = named_target(cluster, flow.destination, direction)
     if flow.protocol != ICMP and any(_port_holds(port, flow, target) for port in rule.ports):
         return
     if not rule.ports:
@@ -176,18 +180,25 @@ def port_missing(cluster: Cluster, rule: Rule, flow: Flow, direction: Direction)
         yield "; ".join(reasons)
 
 
-def _named_target(cluster: Cluster, destination: Party) -> Pod | None:
-    """The pod whose declaration resolves a name in an egress rule."""
+def named_target(cluster: Cluster, destination: Party, direction: Direction) -> Pod | None:
+    """The pod whose declarations resolve the named ports of a rule."""
+    if direction is Direction.INGRESS:
+        return destination.subject
     pod = destination.owner
     return pod if pod is not None and pod.key.namespace in cluster.namespaces else None
+
+
+def port_ranges(port: PortRange | NamedPort, target: Pod | None) -> tuple[Range, ...]:
+    """The numbers of its protocol that a port of a rule stands for; both ends included."""
+    if isinstance(port, PortRange):
+        return ((port.first, port.last),)
+    return tuple((number, number) for number in numbers_of(port, target.ports)) if target is not None else ()
 
 
 def _port_holds(port: PortRange | NamedPort, flow: Flow, target: Pod | None) -> bool:
     if port.protocol != flow.protocol or flow.port is None:
         return False
-    if isinstance(port, PortRange):
-        return port.first <= flow.port <= port.last
-    return target is not None and flow.port in numbers_of(port, target.ports)
+    return any(first <= flow.port <= last for first, last in port_ranges(port, target))
 
 
 def _name_missing(port: NamedPort, flow: Flow, target: Pod | None) -> str:
