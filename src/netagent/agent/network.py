@@ -13,6 +13,8 @@ from contextlib import suppress
 
 from msgspec import Struct
 
+from netagent.agent.notices import Ours, describe, matters, name_of, refused
+from netagent.agent.offer import Offer, OnVtep, of_family
 from netagent.config import NetworkConfig
 from netagent.core.nodeplan import NodePlan, device_prefix, families_of, family_of, plan_node, takes_over_flannel
 from netagent.core.peers import PeerTable, Self, is_unicast_mac
@@ -28,14 +30,13 @@ from netagent.core.podnet import (
     SysctlKey,
     Verb,
     Vxlan,
-    contradicts,
     device_name,
     diff,
     node_entries,
     sysctls,
 )
-from netagent.core.underlay import Interface, Neighbourhood, Wish, may_be_chosen
-from netagent.kernel.entries import AddressNotice, AnyNotice, InterfaceNotice, Notice, RouteNotice
+from netagent.core.underlay import Neighbourhood, Wish
+from netagent.kernel.entries import AnyNotice
 from netagent.kernel.podnet import Failure, PodNetKernel, leading_links
 from netagent.kernel.rtnetlink import RtnetlinkError
 from netagent.ports import NetagentError, PodNetState
@@ -58,11 +59,6 @@ READY_FAILURES = 3
 RETIRE_S = 30.0
 """A tunnel's device that this node needs no more stays for so long after its leases say so: peers still send there."""
 OF_PEERS = NeighbourKey | FdbKey | RouteKey
-
-DEFAULT_ROUTES = ("0.0.0.0/0", "::/0")
-
-OnVtep = Callable[[str, str, str], None]
-"""Called with subnet, MAC ("" where there are no tunnels) and public IP."""
 
 
 class PodNetStatus(Struct, frozen=True, kw_only=True):
@@ -111,8 +107,6 @@ class PodNetwork:
         """
         self._config = config
         self._node_name = node_name
-        self._on_vtep = on_vtep
-        self._on_state = on_state
         self._families = families_of(config.pools)
         self._devices = {family: device_name(family, config.vni, device_prefix(config)) for family in self._families}
         self._macs: dict[int, str] = {}
@@ -132,9 +126,7 @@ class PodNetwork:
         self._neighbourhood = Neighbourhood()
         self._retire_s: float | None = None
         """When devices that are not needed any more go; None: not before the leases name our backend."""
-        self._joined: dict[int, tuple[str, ...]] = {}
-        self._told: dict[str, tuple[str, str, str]] = {}
-        self._state: PodNetState | None = None
+        self._offer = Offer(self._families, on_vtep, on_state)
         self._failures = 0
         self._broken = False
         self._last_error = ""
@@ -158,7 +150,7 @@ class PodNetwork:
 
     def state(self) -> PodNetState | None:
         """None until every family of the pools has its lease here and is joined. See ports.PodNet."""
-        return self._state
+        return self._offer.state
 
     @property
     def status(self) -> PodNetStatus:
@@ -166,7 +158,7 @@ class PodNetwork:
         plan = self._plan
         peer_problems = self._table.problems.values() if self._table else ()
         return PodNetStatus(
-            ready=self._state is not None and not (self._broken and self._failures >= READY_FAILURES),
+            ready=self._offer.state is not None and not (self._broken and self._failures >= READY_FAILURES),
             problem=self._last_error or next(iter(plan.problems), ""),
             problems=(*plan.problems, *peer_problems),
             peers=self._table.count if self._table else 0,
@@ -214,9 +206,9 @@ class PodNetwork:
             self._suspect("own lease or node address changed", _now())
         elif lost:
             self._suspect("notifications were lost", _now() + SETTLE_S)
-        elif notice := next((notice for notice in notices if self._matters(notice, wanted)), None):
+        elif notice := self._contrary(notices, wanted):
             self._suspect(
-                f"changed by others: {_name(notice)}", max(_now() + SETTLE_S, self._read_s + READ_BACK_SPACING_S)
+                f"changed by others: {name_of(notice)}", max(_now() + SETTLE_S, self._read_s + READ_BACK_SPACING_S)
             )
         if _now() >= self._audit_s and not self._doubt:
             self._suspect("audit", _now())
@@ -226,7 +218,9 @@ class PodNetwork:
             elif self._followed is not None and wanted.peers is not self._followed.peers:
                 await self._follow(kernel, wanted)
         finally:
-            self._publish(wanted)  # one peer's refused route keeps nobody from learning that the rest works
+            self._offer.tell(
+                wanted.own, self._plan
+            )  # one peer's refused route keeps nobody from learning that the rest works
 
     def _suspect(self, why: str, due_s: float) -> None:
         """Read everything back, not before due_s; what is already due stays due."""
@@ -255,7 +249,7 @@ class PodNetwork:
                 self._expected[step.key] = step.value
         self._forget(failures := await kernel.apply(steps))
         if failures:
-            raise NetagentError(_refused(failures))
+            raise NetagentError(refused(failures))
 
     async def _resync(self, kernel: PodNetKernel, wanted: _Wanted) -> None:
         """Read back, compare everything, change what differs."""
@@ -289,7 +283,7 @@ class PodNetwork:
         unlike = await self._join(kernel, wanted, failures)
         self._broken = bool(unlike) or any(not isinstance(failure.step.key, OF_PEERS) for failure in failures)
         if failures or unlike:
-            raise NetagentError(_refused(failures) if failures else unlike)
+            raise NetagentError(refused(failures) if failures else unlike)
         self._failures, self._last_error = 0, ""
 
     async def _apply(self, kernel: PodNetKernel, steps: Sequence[Step]) -> list[Failure]:
@@ -342,7 +336,7 @@ class PodNetwork:
     def _desired(self, wanted: _Wanted) -> Entries:
         desired: Entries = {}
         for family, end in self._plan.ends.items():
-            desired.update(node_entries(end, _of_family(wanted.own, family)))
+            desired.update(node_entries(end, of_family(wanted.own, family)))
         if self._table:
             desired.update(self._table.entries)
         return desired
@@ -373,79 +367,21 @@ class PodNetwork:
         for family, end in self._plan.ends.items():
             vtep = end.vtep
             if vtep is None:
-                self._joined[family] = tuple(_of_family(wanted.own, family))
+                self._offer.joined[family] = tuple(of_family(wanted.own, family))
                 continue
             have = await kernel.read_device(vtep.device)
             if have and have.up and have.mac == vtep.link.mac and family not in broken:
-                self._joined[family] = tuple(_of_family(wanted.own, family))
+                self._offer.joined[family] = tuple(of_family(wanted.own, family))
             if have != vtep.link:
                 self._expected.pop(LinkKey(family, vtep.device), None)
                 unlike = f"{vtep.device} was made as {vtep.link} but is {have}: somebody else sets it, stop that."
         return unlike
 
-    def _publish(self, wanted: _Wanted) -> None:
-        for lease in wanted.own:
-            family = family_of(lease.subnet)
-            end = self._plan.ends.get(family)
-            if end is None or lease.subnet not in self._joined.get(family, ()):
-                continue
-            news = (end.mac, end.public_ip)
-            told = self._told.get(lease.subnet)
-            # Tell once, and again when the lease's object says otherwise in a newer version.
-            if (
-                told is None
-                or told[:2] != news
-                or ((lease.vtep_mac, lease.public_ip) != news and told[2] != lease.resource_version)
-            ):
-                self._told[lease.subnet] = (*news, lease.resource_version)
-                self._on_vtep(lease.subnet, *news)
-        state = self._new_state(wanted)
-        if state != self._state:
-            self._state = state
-            if self._on_state:
-                self._on_state()
-
-    def _new_state(self, wanted: _Wanted) -> PodNetState | None:
-        """A family that has been joined counts until its lease goes: pods wired meanwhile have their way back soon."""
-        offered: list[str] = []
-        for family in self._families:
-            subnets = [subnet for subnet in _of_family(wanted.own, family) if subnet in self._joined.get(family, ())]
-            if not subnets:
-                return None
-            offered.append(subnets[0])
-        return PodNetState(subnets=tuple(offered), mtu=self._plan.mtu)
-
-    # What others do
-
-    def _matters(self, notice: AnyNotice, wanted: _Wanted) -> bool:
-        """Whether something is not as we left it, or the underlay may be another."""
-        underlay = self._plan.underlay
-        if isinstance(notice, Notice):
-            off = notice.key.family in self._families and notice.key.family not in self._plan.ends
-            return not off and contradicts(notice.key, notice.value, self._expected)
-        if underlay is None:
-            return True
-        ours = underlay.interface
-        if isinstance(notice, RouteNotice):
-            return notice.replaced in self._expected or self._leads_elsewhere(notice, ours.index)
-        if isinstance(notice, InterfaceNotice):
-            if notice.ifindex == ours.index:
-                return (notice.mtu, notice.name, notice.up) != (ours.mtu, ours.name, ours.up)
-            return may_be_chosen(self._config, notice.name)
-        return self._address_matters(notice, ours, (*wanted.node_addresses, *wanted.overrides.values()))
-
-    def _address_matters(self, notice: AddressNotice, ours: Interface, named: tuple[str, ...]) -> bool:
-        if notice.ifindex == ours.index:
-            return notice.present != (notice.address in ours.addresses)
-        return notice.present and (notice.address in named or may_be_chosen(self._config, notice.address))
-
-    def _leads_elsewhere(self, notice: RouteNotice, underlay: int) -> bool:
-        """Whether a foreign route changes which peers are next door, or which link is the underlay."""
-        if notice.ifindex == underlay and self._neighbourhood.changes_with(notice.route, present=notice.present):
-            return True
-        # The way to can_reach may be another now, and without any wish the default route may decide.
-        asked = self._config.can_reach
-        return notice.route.network in DEFAULT_ROUTES if not asked else notice.route.holds(asked)
+    def _contrary(self, notices: Iterable[AnyNotice], wanted: _Wanted) -> AnyNotice | None:
+        """The first of what others did that matters here."""
+        named = (*wanted.node_addresses, *wanted.overrides.values())
+        ours = Ours(self._config, self._families, self._plan, self._expected, self._neighbourhood, named)
+        return next((notice for notice in notices if matters(notice, ours)), None)
 
     def _note_repairs(self, why: str, steps: tuple[Step, ...]) -> None:
         if not steps or self._followed is None or not why.startswith(("changed", "notifications", "audit")):
@@ -455,46 +391,9 @@ class PodNetwork:
             "pod network: %s; put %d entries right, the first: %s",
             why,
             len(steps),
-            _describe(steps[0].key),
+            describe(steps[0].key),
         )
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _of_family(own: Iterable[SubnetLease], family: int) -> list[str]:
-    return [lease.subnet for lease in own if family_of(lease.subnet) == family]
-
-
-def _describe(key: Struct) -> str:
-    fields = ", ".join(str(getattr(key, name)) for name in key.__struct_fields__ if name != "family")
-    return f"{type(key).__name__.removesuffix('Key').lower()} {fields}"
-
-
-def _name(notice: AnyNotice) -> str:
-    if isinstance(notice, Notice):
-        return _describe(notice.key)
-    if isinstance(notice, AddressNotice):
-        return f"address {notice.address}"
-    if isinstance(notice, RouteNotice):
-        return f"route {notice.route.network}"
-    return f"interface {notice.name}"
-
-
-def _refused(failures: list[Failure]) -> str:
-    step, reason = failures[0].step, failures[0].reason
-    return (
-        f"the kernel refused {len(failures)} changes, the first: {step.verb.name.lower()} {_describe(step.key)}: "
-        f"{reason}. {_advice(failures[0])}"
-    )
-
-
-def _advice(failure: Failure) -> str:
-    key = failure.step.key
-    rest = "Everything else is in place; netagent tries again."
-    if isinstance(key, LinkKey):
-        return f"{rest} If another vxlan device has this VNI and port, delete it (ip -d link show type vxlan)."
-    if isinstance(key, RouteKey):
-        return f"{rest} If another route has this destination (ip route show {key.subnet}), delete it."
-    return rest
