@@ -18,54 +18,26 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from errno import ENODEV, ETIMEDOUT
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from netagent.core.cni import GATEWAY_V4, GATEWAY_V6, HOST_MAC
-from netagent.kernel import rtbatch, sysctl
+from netagent.core.podnet import ROUTE_PROTOCOL
+from netagent.kernel import rtbatch, vethchecks, vethrequests, vethsysctls
 from netagent.kernel.netns import open_netns, run_in_netns
-from netagent.kernel.pyroute import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    RTM_DELLINK,
-    RTM_GETLINK,
-    RTM_GETROUTE,
-    RTM_NEWADDR,
-    RTM_NEWLINK,
-    RTM_NEWNEIGH,
-    RTM_NEWROUTE,
-    IPRoute,
-    NetlinkError,
-)
+from netagent.kernel.pyroute import RTM_GETROUTE, IPRoute, NetlinkError
 from netagent.kernel.rtbatch import Request, RtnetlinkError
 from netagent.records import Endpoint
 
 T = TypeVar("T")
 
-ROUTE_PROTOCOL = 0x4E
-"""Marks our routes; 78 is free in iproute2's rt_protos."""
 LINK_NAME = re.compile(r"nap[0-9a-f]{12}")
 WORKERS = 4
 """Threads that wire. The kernel does one such thing at a time (RTNL); more threads would only wait."""
 LOCAL_ROUTE_TIMEOUT_S = 10.0
 LOCAL_ROUTE_POLL_S = 0.0005
-MAX_ALIAS = 254
-"""IFALIASZ - 1, and the zero that pyroute2 adds."""
 
-CREATE = NLM_F_CREATE | NLM_F_EXCL
-REPLACE = NLM_F_CREATE | NLM_F_REPLACE
-IFF_UP = 1
-IFA_F_NODAD = 0x02
-NUD_PERMANENT = 0x80
-RTNH_F_ONLINK = 4
-RTM_F_FIB_MATCH = 0x2000
-RT_TABLE_MAIN = 254
-RT_SCOPE_LINK = 253
 RTM_TYPE_OFFSET = 16 + 7
 """Of rtm_type in an answer: after nlmsghdr and seven bytes of rtmsg."""
-RTN_UNICAST = 1
 RTN_LOCAL = 2
-RTPROT_BOOT = 3
 
 SIOCGIFMTU, SIOCSIFMTU = 0x8921, 0x8922
 IFREQ_MTU = struct.Struct("16si20x")
@@ -128,23 +100,25 @@ class Wiring:
 def wire(endpoint: Endpoint, mtu: int) -> None:
     """See Wiring.wire. Blocks for some milliseconds."""
     with open_netns(endpoint.netns) as netns, rtbatch.open_socket() as netlink:
-        rtbatch.run(netlink, [_remove_link(endpoint.host_ifname), _create_pair(endpoint, mtu, netns)])
+        rtbatch.run(
+            netlink, [vethrequests.remove_link(endpoint.host_ifname), vethrequests.create_pair(endpoint, mtu, netns)]
+        )
         try:
-            _set_host_sysctls(endpoint)
+            vethsysctls.set_host_sysctls(endpoint)
             index = socket.if_nametoindex(endpoint.host_ifname)
-            rtbatch.run(netlink, _host_side(endpoint, index))
+            rtbatch.run(netlink, vethrequests.host_side(endpoint, index))
             run_in_netns(netns, lambda: _wire_pod_side(endpoint))
-            rtbatch.run(netlink, [_settle(index)])
+            rtbatch.run(netlink, [vethrequests.settle(index)])
         except BaseException:
             with contextlib.suppress(RtnetlinkError):
-                rtbatch.run(netlink, [_remove_link(endpoint.host_ifname)])
+                rtbatch.run(netlink, [vethrequests.remove_link(endpoint.host_ifname)])
             raise
 
 
 def unwire(host_ifname: str) -> None:
     """See Wiring.unwire. Takes about 20 ms: the kernel waits until nobody uses the link."""
     with rtbatch.open_socket() as netlink:
-        rtbatch.run(netlink, [_remove_link(host_ifname)])
+        rtbatch.run(netlink, [vethrequests.remove_link(host_ifname)])
 
 
 def links() -> frozenset[str]:
@@ -167,12 +141,12 @@ def routed(names: frozenset[str]) -> dict[str, str]:
 def check(endpoint: Endpoint) -> tuple[str, ...]:
     """See Wiring.check."""
     with open_netns(endpoint.netns) as netns:
-        return (*_check_host_side(endpoint), *run_in_netns(netns, lambda: _check_pod_side(endpoint)))
+        return (*vethchecks.host_problems(endpoint), *run_in_netns(netns, lambda: vethchecks.pod_problems(endpoint)))
 
 
 def check_host_side(endpoint: Endpoint) -> tuple[str, ...]:
     """See Wiring.check_host_side."""
-    return (*_check_host_side(endpoint), *_check_host_sysctls(endpoint))
+    return (*vethchecks.host_problems(endpoint), *vethchecks.sysctl_problems(endpoint))
 
 
 def mend(endpoint: Endpoint, mtu: int) -> None:
@@ -184,9 +158,9 @@ def mend(endpoint: Endpoint, mtu: int) -> None:
             run_in_netns(netns, lambda: _remove_pod_end(endpoint))
         wire(endpoint, mtu)
         return
-    _set_host_sysctls(endpoint)
+    vethsysctls.set_host_sysctls(endpoint)
     with rtbatch.open_socket() as netlink:
-        rtbatch.run(netlink, [*_host_side(endpoint, index), _settle(index)])
+        rtbatch.run(netlink, [*vethrequests.host_side(endpoint, index), vethrequests.settle(index)])
 
 
 def _remove_pod_end(endpoint: Endpoint) -> None:
@@ -231,147 +205,13 @@ def _set_link_mtu(name: str, mtu: int) -> None:
                 raise RtnetlinkError(f"set the MTU of {name} to {mtu}", error.errno or 0, "") from error
 
 
-# --- requests -------------------------------------------------------------------------------------------------------
-
-
-def _remove_link(name: str) -> Request:
-    return Request(f"remove link {name}", RTM_DELLINK, 0, {}, [("IFLA_IFNAME", name)], tolerate=(ENODEV,))
-
-
-def _create_pair(endpoint: Endpoint, mtu: int, netns: int) -> Request:
-    peer = [
-        ("IFLA_IFNAME", endpoint.ifname),
-        ("IFLA_ADDRESS", endpoint.mac),
-        ("IFLA_MTU", mtu),
-        ("IFLA_NET_NS_FD", netns),
-    ]
-    attributes = [
-        ("IFLA_IFNAME", endpoint.host_ifname),
-        ("IFLA_ADDRESS", HOST_MAC),
-        ("IFLA_MTU", mtu),
-        (
-            "IFLA_LINKINFO",
-            {
-                "attrs": [
-                    ("IFLA_INFO_KIND", "veth"),
-                    ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", {"attrs": peer})]}),
-                ]
-            },
-        ),
-    ]
-    what = f"create the veth pair {endpoint.host_ifname} and {endpoint.ifname} in {endpoint.netns}"
-    return Request(what, RTM_NEWLINK, CREATE, {}, attributes)
-
-
-def _host_side(endpoint: Endpoint, index: int) -> list[Request]:
-    alias = f"pod {endpoint.pod}"[:MAX_ALIAS]
-    requests = [_up(index, [("IFLA_IFALIAS", alias), ("IFLA_ADDRESS", HOST_MAC)])]
-    for ip in endpoint.ips:
-        requests.append(_neighbour(ip, endpoint.mac, index))
-        requests.append(
-            Request(
-                f"add route {ip} dev {endpoint.host_ifname}",
-                RTM_NEWROUTE,
-                REPLACE,
-                {
-                    "family": _family(ip),
-                    "dst_len": _bits(ip),
-                    "table": RT_TABLE_MAIN,
-                    "proto": ROUTE_PROTOCOL,
-                    "scope": RT_SCOPE_LINK,
-                    "type": RTN_UNICAST,
-                },
-                [("RTA_DST", ip), ("RTA_OIF", index)],
-            )
-        )
-    return requests
-
-
-def _pod_side(endpoint: Endpoint, index: int) -> list[Request]:
-    requests = [_up(socket.if_nametoindex("lo")), _up(index)]
-    for ip in endpoint.ips:
-        gateway = _gateway(ip)
-        requests.append(_address(ip, index))
-        requests.append(_neighbour(gateway, HOST_MAC, index))
-        requests.append(
-            Request(
-                f"add the default route via {gateway} in the pod",
-                RTM_NEWROUTE,
-                CREATE,
-                {
-                    "family": _family(ip),
-                    "table": RT_TABLE_MAIN,
-                    "proto": RTPROT_BOOT,
-                    "type": RTN_UNICAST,
-                    "flags": RTNH_F_ONLINK,
-                },
-                [("RTA_GATEWAY", gateway), ("RTA_OIF", index)],
-            )
-        )
-    requests.append(_settle(index))
-    return requests
-
-
-def _settle(index: int) -> Request:
-    """A query that makes the kernel act on the new carrier at once; before that it drops what is sent there."""
-    return Request(f"read link {index}", RTM_GETLINK, 0, {"index": index}, [])
-
-
-def _up(index: int, attributes: list[tuple[str, Any]] | None = None) -> Request:
-    fields = {"index": index, "flags": IFF_UP, "change": IFF_UP}
-    return Request(f"set link {index} up", RTM_NEWLINK, 0, fields, attributes or [])
-
-
-def _address(ip: str, index: int) -> Request:
-    # Nobody else can have the address: duplicate detection would only hold the pod for a second.
-    flags = IFA_F_NODAD if ":" in ip else 0
-    fields = {"family": _family(ip), "prefixlen": _bits(ip), "flags": flags, "index": index}
-    attributes = [("IFA_LOCAL", ip), ("IFA_ADDRESS", ip)]
-    return Request(f"add address {ip} in the pod", RTM_NEWADDR, CREATE, fields, attributes)
-
-
-def _neighbour(ip: str, mac: str, index: int) -> Request:
-    fields = {"family": _family(ip), "ifindex": index, "state": NUD_PERMANENT}
-    attributes = [("NDA_DST", ip), ("NDA_LLADDR", mac)]
-    return Request(f"add neighbour {ip} at {mac}", RTM_NEWNEIGH, REPLACE, fields, attributes)
-
-
-# --- sides ----------------------------------------------------------------------------------------------------------
-
-
-def _host_sysctls(endpoint: Endpoint) -> dict[str, dict[str, int]]:
-    # Loose: the ruleset drops spoofed sources, with a counter; strict filtering would hide them from it.
-    wanted = {"ipv4": {"rp_filter": 2, "forwarding": 1, "proxy_arp": 0}}
-    # No link-local address: it would be announced, and nobody talks to it.
-    wanted["ipv6"] = {"addr_gen_mode": 1}
-    if any(":" in ip for ip in endpoint.ips):
-        wanted["ipv6"] |= {"disable_ipv6": 0, "accept_ra": 0, "forwarding": 1}
-    return wanted
-
-
-def _set_host_sysctls(endpoint: Endpoint) -> None:
-    for family, values in _host_sysctls(endpoint).items():
-        _set(family, endpoint.host_ifname, **values)
-
-
-def _check_host_sysctls(endpoint: Endpoint) -> list[str]:
-    problems = []
-    for family, values in _host_sysctls(endpoint).items():
-        for name, value in values.items():
-            path = sysctl.NET / family / "conf" / endpoint.host_ifname / name
-            with contextlib.suppress(OSError):
-                if int(path.read_text()) != value:
-                    problems.append(f"net.{family}.conf.{endpoint.host_ifname}.{name} is not {value}")
-    return problems
-
-
 def _wire_pod_side(endpoint: Endpoint) -> None:
     if any(":" in ip for ip in endpoint.ips):
         # Container runtimes switch it off in some pods.
-        _set("ipv6", endpoint.ifname, disable_ipv6=0)
-        _set("ipv6", "lo", disable_ipv6=0)
+        vethsysctls.set_sysctls("ipv6", endpoint.ifname, disable_ipv6=0)
+        vethsysctls.set_sysctls("ipv6", "lo", disable_ipv6=0)
     with rtbatch.open_socket() as netlink:
-        rtbatch.run(netlink, _pod_side(endpoint, socket.if_nametoindex(endpoint.ifname)))
+        rtbatch.run(netlink, vethrequests.pod_side(endpoint, socket.if_nametoindex(endpoint.ifname)))
         for ip in endpoint.ips:
             _await_local(netlink, ip)
 
@@ -382,7 +222,8 @@ def _await_local(netlink: socket.socket, ip: str) -> None:
     The kernel answers "done" for an IPv6 address before a workqueue has made its local route (addrconf_dad_work, also
     without duplicate detection). On a busy node a pod's first packets would be lost.
     """
-    query = Request(f"look up {ip}", RTM_GETROUTE, 0, {"family": _family(ip), "dst_len": _bits(ip)}, [("RTA_DST", ip)])
+    header = {"family": vethrequests.family_of(ip), "dst_len": vethrequests.bits(ip)}
+    query = Request(f"look up {ip}", RTM_GETROUTE, 0, header, [("RTA_DST", ip)])
     deadline_s = time.monotonic() + LOCAL_ROUTE_TIMEOUT_S
     while True:
         answer = rtbatch.ask(netlink, query)
@@ -391,80 +232,3 @@ def _await_local(netlink: socket.socket, ip: str) -> None:
         if time.monotonic() > deadline_s:
             raise RtnetlinkError(f"take in packets to {ip} within {LOCAL_ROUTE_TIMEOUT_S:g} s", ETIMEDOUT, "")
         time.sleep(LOCAL_ROUTE_POLL_S)
-
-
-def _set(family: str, link: str, **values: int) -> None:
-    """Set per-link sysctls of the calling thread's namespace. A kernel without the family has none to set."""
-    directory = sysctl.NET / family / "conf" / link
-    for name, value in values.items():
-        with contextlib.suppress(FileNotFoundError), (directory / name).open("wb", buffering=0) as file:
-            file.write(b"%d" % value)
-
-
-def _check_host_side(endpoint: Endpoint) -> list[str]:
-    with IPRoute() as rtnetlink:
-        index = _index(rtnetlink, endpoint.host_ifname)
-        if index is None:
-            return [f"link {endpoint.host_ifname} is missing or down"]
-        problems = []
-        if not any(link.get("IFLA_ADDRESS") == HOST_MAC for link in rtnetlink.get_links(index)):
-            problems.append(f"link {endpoint.host_ifname} has another MAC than {HOST_MAC}")
-        for ip in endpoint.ips:
-            if not _has_route(rtnetlink, ip, index):
-                problems.append(f"route {ip} dev {endpoint.host_ifname} is missing")
-            if not _has_neighbour(rtnetlink, ip, endpoint.mac, index):
-                problems.append(f"neighbour {ip} at {endpoint.mac} on {endpoint.host_ifname} is missing")
-        return problems
-
-
-def _check_pod_side(endpoint: Endpoint) -> list[str]:
-    with IPRoute() as rtnetlink:
-        index = _index(rtnetlink, endpoint.ifname)
-        if index is None:
-            return [f"link {endpoint.ifname} in the pod is missing or down"]
-        problems = []
-        held = {message.get("IFA_ADDRESS") for message in rtnetlink.get_addr(index=index)}
-        for ip in endpoint.ips:
-            gateway = _gateway(ip)
-            if ip not in held:
-                problems.append(f"address {ip} in the pod is missing")
-            routes = rtnetlink.get_default_routes(family=_family(ip))
-            if not any(r.get("RTA_OIF") == index and r.get("RTA_GATEWAY") == gateway for r in routes):
-                problems.append(f"default route via {gateway} in the pod is missing")
-            if not _has_neighbour(rtnetlink, gateway, HOST_MAC, index):
-                problems.append(f"neighbour {gateway} at {HOST_MAC} in the pod is missing")
-        return problems
-
-
-def _index(rtnetlink: IPRoute, name: str) -> int | None:
-    """Index of the link of that name if it is up."""
-    for message in rtnetlink.get_links(ifname=name):
-        if message["flags"] & IFF_UP:
-            return int(message["index"])
-    return None
-
-
-def _has_route(rtnetlink: IPRoute, ip: str, index: int) -> bool:
-    """Whether the routing table's best match is the pod's own entry."""
-    try:
-        (route,) = rtnetlink.route("get", family=_family(ip), dst=ip, flags=RTM_F_FIB_MATCH)
-    except NetlinkError:  # unreachable, or a blackhole
-        return False
-    return bool(route["dst_len"] == _bits(ip) and route.get("RTA_OIF") == index)
-
-
-def _has_neighbour(rtnetlink: IPRoute, ip: str, mac: str, index: int) -> bool:
-    entries = rtnetlink.get_neighbours(family=_family(ip), ifindex=index)
-    return any(entry.get("NDA_DST") == ip and entry.get("NDA_LLADDR") == mac for entry in entries)
-
-
-def _family(ip: str) -> int:
-    return socket.AF_INET6 if ":" in ip else socket.AF_INET
-
-
-def _bits(ip: str) -> int:
-    return 128 if ":" in ip else 32
-
-
-def _gateway(ip: str) -> str:
-    return GATEWAY_V6 if ":" in ip else GATEWAY_V4
