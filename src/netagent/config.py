@@ -45,8 +45,14 @@ class ApiConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Objects per list page."""
     watch_silence_s: Seconds = 70.0
     """A watch with no byte (not even a bookmark, which servers send about once a minute) for this long is dead."""
+    peer_timeout_s: Seconds = 30.0
+    """A connection whose other end has acknowledged nothing for this long (TCP keepalive) is closed: a server without
+    power, a network that drops."""
+    request_timeout_s: Seconds = 30.0
+    """For every request but a watch, its answer included. A page of a list that was not complete by then is asked for
+    in smaller pages."""
     backoff_cap_s: Seconds = 10.0
-    """Longest pause between two attempts."""
+    """Longest pause between two attempts; the server may ask for up to a minute (Retry-After)."""
 
 
 class NetworkConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -160,11 +166,16 @@ class HttpConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Health, metrics and debug over HTTP."""
 
     address: str = "0.0.0.0"
-    """Where /healthz, /readyz and /metrics listen; the kubelet and Prometheus must reach it."""
+    """Where /livez, /readyz and /metrics listen; the kubelet and Prometheus must reach it."""
     port: Port = 9099
     debug_address: str = "127.0.0.1"
     """Where /debug listens."""
     debug_port: Port = 9098
+    debug_hosts: tuple[str, ...] = ()
+    """Host names by which /debug may be asked, besides addresses and localhost: another name in a request may be a web
+    page's that wants to read this node."""
+    debug_write: Literal["loopback", "always", "never"] = "loopback"
+    """Who may change log levels: whoever asks over loopback, everybody who reaches /debug, or nobody."""
 
 
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -222,6 +233,24 @@ def load(path: str, environ: Mapping[str, str], flags: Mapping[tuple[str, str], 
     config = decode(tree, path or "configuration")
     check(config)
     return config
+
+
+def origins(path: str, environ: Mapping[str, str], flags: Mapping[tuple[str, str], str]) -> dict[str, str]:
+    """Option -> where its value comes from, by the same arguments as load, which must have succeeded."""
+    tree = _read(path) if path else {}
+    found = {}
+    for section, field, _ in options():
+        part = tree.get(section, {}) if section else tree
+        found[option_name(section, field)] = (
+            "flag"
+            if (section, field) in flags
+            else variable
+            if (variable := _variable(section, field)) in environ
+            else path
+            if field in part
+            else "default"
+        )
+    return found
 
 
 def decode(tree: Any, source: str) -> Config:

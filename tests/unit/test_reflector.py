@@ -23,8 +23,8 @@ def pod(name: str, version: str, **extra: Any) -> dict[str, Any]:
     return {"metadata": {"name": name, "namespace": "ns", "resourceVersion": version, "uid": f"u-{name}"}, **extra}
 
 
-def page(version: str, *items: Any, token: str = "") -> dict[str, Any]:
-    return {"metadata": {"resourceVersion": version, "continue": token}, "items": list(items)}
+def page(version: str, *items: Any, token: str = "", kind: str = "PodList") -> dict[str, Any]:
+    return {"kind": kind, "metadata": {"resourceVersion": version, "continue": token}, "items": list(items)}
 
 
 def frame(kind: str, item: Any) -> bytes:
@@ -293,11 +293,12 @@ async def test_a_frame_longer_than_allowed_costs_a_list(
 
 
 async def test_a_silent_watch_is_given_up_and_resumed(server: ScriptedServer, tmp_path: Path) -> None:
+    server.lists = [page("1"), page("2", pod("a", "2"))]
     server.watches = [server.send(frame("ADDED", pod("a", "2")), hold=True), server.send(frame("ADDED", pod("b", "3")))]
     async with reflecting(server, tmp_path, watch_silence_s=0.3) as observed:
         await until(lambda: "+b" in observed.said())
     assert server.watch_queries[1]["resourceVersion"] == "2"
-    assert len(server.list_queries) == 1
+    assert [query["limit"] for query in server.list_queries] == ["500", "1"], "only asks where the server is"
 
 
 async def test_a_server_away_at_the_start_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -358,7 +359,9 @@ async def test_an_unreadable_object_costs_only_itself(server: ScriptedServer, tm
 
 
 async def test_a_policy_that_reads_only_in_part_is_delivered_closed(server: ScriptedServer, tmp_path: Path) -> None:
-    server.lists = [page("9", pod("p", "1", spec={"podSelector": {}, "ingress": "everything"}))]
+    server.lists = [
+        page("9", pod("p", "1", spec={"podSelector": {}, "ingress": "everything"}), kind="NetworkPolicyList")
+    ]
     async with reflecting(server, tmp_path, Kind.NETWORK_POLICY) as observed:
         await observed.until("+p", "listed")
     change = observed.changes[0]

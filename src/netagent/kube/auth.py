@@ -21,10 +21,12 @@ from typing import Any
 from netagent.ports import NetagentError
 
 REFRESH_S = 60.0
-"""How often tokens are read again: the period of kubernetes_asyncio's in-cluster loader; the kubelet rotates a token
+"""How often everything is read again: the period of kubernetes_asyncio's in-cluster loader; the kubelet rotates a token
 long before it expires."""
-REJECTED_PAUSE_S = 5.0
+REJECTED_PAUSE_S = 1.0
 """After a 401 credentials are loaded anew at most this often: an exec plugin may be expensive."""
+LOAD_TIMEOUT_S = 15.0
+"""For an exec plugin: requests wait for it."""
 
 log = logging.getLogger(__name__)
 
@@ -66,18 +68,21 @@ def _shell(name: str, path: Path) -> ModuleType:
 
 
 class Credentials:
-    """Address, TLS and token of one API server; tokens and certificates are read again as they rotate."""
+    """Address, TLS and token of one API server; all of it is read again as it changes."""
 
     def __init__(self, kubeconfig: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._kubeconfig = kubeconfig
         self._clock = clock
         self._lock = asyncio.Lock()
         self._configuration: Any = None
-        self._loader: Any = None
         self._read_s = 0.0
         self._rejected_s = float("-inf")
-        self._files: tuple[tuple[str, int], ...] = ()
+        self._trust: tuple[Any, ...] | None = None
+        """What `tls` was made from."""
+        self._written: tuple[Any, ...] = ()
+        """The state of all files when they were looked at last."""
         self.tls: ssl.SSLContext | None = None
+        """For new connections; a rotation makes a new one, so that an authority that is gone is trusted no more."""
 
     @property
     def server(self) -> str:
@@ -96,59 +101,66 @@ class Credentials:
     async def load(self) -> None:
         """Read everything anew. Raises CredentialsError; then what was loaded before still holds."""
         config, configuration_class = _loaders()
-        configuration = configuration_class()
-        loader = None
+        configuration, written = configuration_class(), _written(self._kubeconfig)
         try:
-            if self._kubeconfig:
-                _expect_file(self._kubeconfig)
-                loader = await config.load_kube_config(
-                    self._kubeconfig, client_configuration=configuration, persist_config=False
-                )
-            else:
-                config.load_incluster_config(client_configuration=configuration)
-            if self.tls is None:
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                if self._kubeconfig:
+                    _expect_file(self._kubeconfig)
+                    await config.load_kube_config(
+                        self._kubeconfig, client_configuration=configuration, persist_config=False
+                    )
+                else:
+                    config.load_incluster_config(client_configuration=configuration, try_refresh_token=False)
+            trust = _trust(configuration)
+            if trust != self._trust:
                 self.tls = _tls(configuration)
-            self._follow_certificates(configuration)
         except Exception as error:
             raise CredentialsError(self._explain(error)) from None
-        self._configuration, self._loader, self._read_s = configuration, loader, self._clock()
+        self._configuration, self._trust, self._written = configuration, trust, (written, trust)
+        self._read_s = self._clock()
 
     async def header(self) -> str | None:
         """The value of `Authorization` now; None: the server asks for none or knows us by certificate."""
         async with self._lock:
             if self._clock() - self._read_s >= REFRESH_S:
-                await self._refresh()
-            value = await self._configuration.get_api_key_with_prefix("BearerToken")
+                self._read_s = self._clock()
+                await self._reload(f"The last credentials stay in use; next attempt in {REFRESH_S:g} s.")
+            return await self._header()
+
+    async def _header(self) -> str | None:
+        value = await self._configuration.get_api_key_with_prefix("BearerToken")
         return value.strip() if value else None
 
-    async def rejected(self) -> bool:
-        """The server said 401: load everything again. False: that was done a moment ago, or failed."""
+    async def rejected(self, used: str | None) -> bool:
+        """The server answered 401 to this header: read everything again. True: there is something else to try now."""
         async with self._lock:
+            if await self._header() != used:
+                return True
             if self._clock() - self._rejected_s < REJECTED_PAUSE_S:
                 return False
             self._rejected_s = self._clock()
-            try:
-                await self.load()
-            except CredentialsError as error:
-                log.warning("%s", error)
+            tls = self.tls
+            await self._reload("The server refuses the last ones.")
+            return await self._header() != used or self.tls is not tls
+
+    async def unreachable(self) -> bool:
+        """No connection could be made. True: the files that say where to, and whom to trust, have changed meanwhile."""
+        async with self._lock:
+            if self._written == self._look():
                 return False
-        return True
+            await self._reload("The last ones stay in use.")
+            return True
 
-    async def _refresh(self) -> None:
-        self._read_s = self._clock()
+    def _look(self) -> tuple[Any, ...]:
+        """The state of the files that were read."""
+        return _written(self._kubeconfig), _trust(self._configuration)
+
+    async def _reload(self, consequence: str) -> None:
+        self._written = self._look()
         try:
-            if self._loader is not None:
-                await self._loader.load_and_set(self._configuration)
-            self._follow_certificates(self._configuration)
-        except Exception as error:
-            log.warning("%s The last credentials stay in use; next attempt in %g s.", self._explain(error), REFRESH_S)
-
-    def _follow_certificates(self, configuration: Any) -> None:
-        """The connector holds on to one context: rotated certificates are loaded into it."""
-        files = _modified(configuration)
-        if self.tls is not None and files != self._files:
-            _load_certificates(self.tls, configuration)
-        self._files = files
+            await self.load()
+        except CredentialsError as error:
+            log.warning("%s %s", error, consequence)
 
     def _explain(self, error: Exception) -> str:
         where = f"kubeconfig {self._kubeconfig}" if self._kubeconfig else "service account of this pod"
@@ -162,10 +174,21 @@ def _expect_file(path: str) -> None:
         pass
 
 
-def _modified(configuration: Any) -> tuple[tuple[str, int], ...]:
-    """The certificate files and when they were written; a rotation changes it."""
+def _trust(configuration: Any) -> tuple[Any, ...]:
+    """What decides about TLS, and the state of its files; a rotation changes it."""
+    verify = (configuration.verify_ssl, configuration.disable_strict_ssl_verification)
     paths = (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file)
-    return tuple((path, Path(path).stat().st_mtime_ns) for path in paths if path)
+    files = ((path, _written(path)) for path in paths if path)
+    return (str(configuration.host).startswith("https:"), *verify, *files)
+
+
+def _written(path: str) -> tuple[int, int, int] | None:
+    """Changes whenever the file is written or replaced; None: there is none."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 def _tls(configuration: Any) -> ssl.SSLContext | None:
@@ -177,11 +200,6 @@ def _tls(configuration: Any) -> ssl.SSLContext | None:
         context.verify_mode = ssl.CERT_NONE
     if configuration.disable_strict_ssl_verification:
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return context
-
-
-def _load_certificates(context: ssl.SSLContext, configuration: Any) -> None:
-    if configuration.ssl_ca_cert:
-        context.load_verify_locations(configuration.ssl_ca_cert)
     if configuration.cert_file:
         context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+    return context

@@ -4,8 +4,12 @@ Nothing here retries: callers know what a failure means to them. No error text a
 """
 
 import asyncio
+import socket
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
 
 import aiohttp
@@ -15,11 +19,14 @@ from msgspec import Struct
 from netagent.config import ApiConfig
 from netagent.kube.auth import Credentials
 from netagent.kube.clock import ServerClock
+from netagent.kube.wire import MALFORMED
 from netagent.ports import NetagentError
 
-REQUEST_TIMEOUT_S = 30.0
-"""For everything but watches: a page of 500 pods takes a loaded server some seconds."""
 CONNECT_TIMEOUT_S = 5.0
+MAX_ANSWER_BYTES = 128 << 20
+"""A longer answer is refused while it comes in: the agent has 512 MiB, and a page of 500 pods some megabytes."""
+MAX_REFUSAL_BYTES = 64 << 10
+"""As much is read of an answer that is no success."""
 MAX_LINE_BYTES = 16 << 20
 """A longer watch frame is refused: etcd holds no object above 1.5 MiB, JSON text may be a few times larger."""
 UNAUTHORIZED = 401
@@ -76,17 +83,30 @@ class Unreachable(NetagentError):
     """No answer, or an answer cut off: whether the request took effect is unknown."""
 
 
+class TimedOut(Unreachable):
+    """The answer was not complete within the time for it."""
+
+
 class Silent(Unreachable):
     """A stream was open and nothing came for too long."""
+
+
+class TooLarge(ApiError):
+    """The answer, or a line of a stream, is longer than what is taken into memory."""
 
 
 class ApiClient:
     """One API server. Every method raises ApiError or Unreachable."""
 
-    def __init__(self, session: aiohttp.ClientSession, credentials: Credentials) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, credentials: Credentials, request_timeout_s: float = 30.0
+    ) -> None:
         self._session = session
         self._credentials = credentials
+        self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self.clock = ServerClock()
+        self.answers: Counter[tuple[str, str]] = Counter()
+        """Requests so far by verb (list, watch, get, create ...) and outcome: a status code, or `unreachable`."""
         self._decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
     @property
@@ -131,7 +151,7 @@ class ApiClient:
         request = f"GET {path}"
         async with self._open(_Call("GET", path, timeout, params)) as response:
             yield []
-            parts: list[bytes] = []
+            rest = bytearray()
             while True:
                 try:
                     chunk = await response.content.readany()
@@ -141,13 +161,13 @@ class ApiClient:
                     raise Unreachable(f"{request}: the stream broke: {_cause(error)}.") from None
                 if not chunk:
                     return
-                parts.append(chunk)
+                rest += chunk
                 if b"\n" in chunk:
-                    *lines, rest = b"".join(parts).split(b"\n")
-                    parts = [rest]
+                    *lines, last = bytes(rest).split(b"\n")
+                    rest = bytearray(last)
                     yield lines
-                elif sum(map(len, parts)) > MAX_LINE_BYTES:
-                    raise ApiError(request, 200, "TooLong", f"a line of more than {MAX_LINE_BYTES} bytes")
+                elif len(rest) > MAX_LINE_BYTES:
+                    raise TooLarge(request, 200, "TooLarge", f"a line of more than {MAX_LINE_BYTES} bytes")
 
     async def _exchange(
         self,
@@ -160,44 +180,56 @@ class ApiClient:
         content_type: str = "application/json",
     ) -> T:
         data = None if body is None else msgspec.json.encode(body)
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        call = _Call(method, path, timeout, params or {}, data, content_type)
+        call = _Call(method, path, self._timeout, params or {}, data, content_type)
         async with self._open(call) as response:
             content = await _read(response, call)
+            if len(content) > MAX_ANSWER_BYTES:
+                raise TooLarge(str(call), response.status, "TooLarge", f"more than {MAX_ANSWER_BYTES} bytes")
         decoder = self._decoders.get(into)
         if decoder is None:
             decoder = self._decoders[into] = msgspec.json.Decoder(into)
         try:
             answer: T = decoder.decode(content)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except MALFORMED as error:
             raise ApiError(str(call), response.status, "Undecodable", str(error)) from None
         return answer
 
     @asynccontextmanager
     async def _open(self, call: "_Call") -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer of 2xx, its body not yet read. Credentials are loaded again and tried once more after a 401."""
-        response = await self._send(call)
-        if response.status == UNAUTHORIZED and await self._credentials.rejected():
-            response.close()
-            response = await self._send(call)
+        """An answer of 2xx, its body not yet read."""
+        response = await self._answer(call)
         self.clock.note(response.headers.get("Date"))
         try:
             if not 200 <= response.status < 300:
-                raise _refusal(call, response, await _read(response, call))
+                raise _refusal(call, response, await _read(response, call, MAX_REFUSAL_BYTES))
             yield response
         finally:
             # One that was read to its end is back in the pool already; any other must not be used again.
             response.close()
 
-    async def _send(self, call: "_Call") -> aiohttp.ClientResponse:
+    async def _answer(self, call: "_Call") -> aiohttp.ClientResponse:
+        """The answer; that to a second attempt where credentials or address have changed meanwhile."""
+        authorization = await self._credentials.header()
+        try:
+            response = await self._send(call, authorization)
+        except _NotConnected:
+            if not await self._credentials.unreachable():
+                raise
+            return await self._send(call, await self._credentials.header())
+        if response.status == UNAUTHORIZED and await self._credentials.rejected(authorization):
+            response.close()
+            response = await self._send(call, await self._credentials.header())
+        return response
+
+    async def _send(self, call: "_Call", authorization: str | None) -> aiohttp.ClientResponse:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if call.data is not None:
             headers["Content-Type"] = call.content_type
-        authorization = await self._credentials.header()
         if authorization:
             headers["Authorization"] = authorization
+        tls = self._credentials.tls
         try:
-            return await self._session.request(
+            response = await self._session.request(
                 call.method,
                 self._credentials.server + call.path,
                 params={name: value for name, value in call.params.items() if value != ""},
@@ -207,11 +239,14 @@ class ApiClient:
                 allow_redirects=False,
                 proxy=self._credentials.proxy,
                 server_hostname=self._credentials.tls_server_name,
+                ssl=tls if tls is not None else True,
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Unreachable(
-                f"{call}: no answer from the API server {self._credentials.server}: {_cause(error)}."
-            ) from None
+            self.answers[call.verb, "unreachable"] += 1
+            text = f"{call}: no answer from the API server {self._credentials.server}: {_cause(error)}."
+            raise _kind_of(error)(text) from None
+        self.answers[call.verb, str(response.status)] += 1
+        return response
 
 
 class _Call(Struct, frozen=True):
@@ -222,28 +257,59 @@ class _Call(Struct, frozen=True):
     data: bytes | None = None
     content_type: str = ""
 
+    @property
+    def verb(self) -> str:
+        """As the API server's own metrics have it."""
+        if self.method == "GET":
+            return "watch" if "watch" in self.params else "list" if "limit" in self.params else "get"
+        return {"POST": "create", "PUT": "update"}.get(self.method, self.method.lower())
+
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
 
 
-async def _read(response: aiohttp.ClientResponse, call: _Call) -> bytes:
+class _NotConnected(Unreachable):
+    """The request was never sent."""
+
+
+def _kind_of(error: Exception) -> type[Unreachable]:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return _NotConnected
+    return TimedOut if isinstance(error, TimeoutError) else Unreachable
+
+
+async def _read(response: aiohttp.ClientResponse, call: _Call, limit: int = MAX_ANSWER_BYTES + 1) -> bytes:
+    """The body; of a longer one its first `limit` bytes or a little more."""
+    content = bytearray()
     try:
-        return await response.read()
+        while len(content) < limit and (chunk := await response.content.readany()):
+            content += chunk
     except (aiohttp.ClientError, OSError) as error:
-        raise Unreachable(f"{call}: the answer broke off: {_cause(error)}.") from None
+        text = f"{call}: the answer broke off after {len(content)} bytes: {_cause(error)}."
+        raise _kind_of(error)(text) from None
+    return bytes(content)
 
 
 def _refusal(call: _Call, response: aiohttp.ClientResponse, content: bytes) -> ApiError:
     try:
         status = msgspec.json.decode(content, type=Status)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         status = Status(message=content[:200].decode("utf-8", "replace").strip())
-    try:
-        retry_after_s = float(response.headers.get("Retry-After", "0"))
-    except ValueError:
-        retry_after_s = 0.0
     reason = status.reason or response.reason or ""
+    retry_after_s = _retry_after_s(response.headers.get("Retry-After", ""))
     return ApiError(str(call), response.status, reason, status.message or "", retry_after_s)
+
+
+def _retry_after_s(text: str) -> float:
+    """Seconds, or the moment itself as proxies may write it. Source: RFC 9110, 10.2.3."""
+    try:
+        asked_s = float(text)
+    except ValueError:
+        try:
+            asked_s = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return asked_s if 0 < asked_s < float("inf") else 0.0
 
 
 def _cause(error: Exception) -> str:
@@ -262,9 +328,30 @@ async def connect(settings: ApiConfig) -> AsyncIterator[ApiClient]:
     """The API server that the settings name. Raises CredentialsError; makes no request yet."""
     credentials = Credentials(settings.kubeconfig)
     await credentials.load()
-    connector = aiohttp.TCPConnector(ssl=credentials.tls if credentials.tls is not None else True, limit=0)
+    connector = aiohttp.TCPConnector(limit=0, socket_factory=_Sockets(settings.peer_timeout_s))
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
         try:
-            yield ApiClient(session, credentials)
+            yield ApiClient(session, credentials, settings.request_timeout_s)
         finally:
             await asyncio.sleep(0)
+
+
+class _Sockets:
+    """Makes sockets whose connection ends when the other end has acknowledged nothing for some time.
+
+    Without it a server that lost its power keeps a watch open until `watch_silence_s`, and an answer until its timeout.
+    """
+
+    def __init__(self, peer_timeout_s: float) -> None:
+        self._timeout_s = peer_timeout_s
+
+    def __call__(self, addr_info: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, _ = addr_info
+        made = socket.socket(family, kind, protocol)
+        probe_s = max(1, round(self._timeout_s / 4))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe_s)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe_s)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(self._timeout_s * 1000)))
+        return made

@@ -19,8 +19,8 @@ from msgspec import Raw, Struct
 from netagent.config import ApiConfig
 from netagent.kube import decode, leases
 from netagent.kube.backoff import Backoff
-from netagent.kube.client import ApiClient, ApiError, Silent, Unreachable
-from netagent.kube.wire import DecodeError, Frame, ListMeta, Page
+from netagent.kube.client import ApiClient, ApiError, Silent, TimedOut, TooLarge, Unreachable
+from netagent.kube.wire import MALFORMED, DecodeError, Frame, ListMeta, Page
 from netagent.ports import NetagentError
 from netagent.records import Change, Key, Kind, Listed, Removed, Undecodable, Upserted
 
@@ -28,6 +28,9 @@ WATCH_S = (300, 600)
 """Range of timeoutSeconds, as client-go has it: watches move to other servers after a while, not all at once."""
 HEALTHY_S = 5.0
 """A watch that lived this long was a good one: its end is no failure and the backoff starts anew."""
+STEADY_S = 1.0
+"""A watch that is open for this long works, and what was wrong before is over. One that ends after it and before
+HEALTHY_S is opened again within this time: news must not wait long, and the server is asked once a second at most."""
 RELIST_STATUS = (200, 400, 410, 422)
 """Answers to a watch that the same resourceVersion would get again: unreadable, refused, expired."""
 LIST_SLICE = 64
@@ -56,6 +59,10 @@ class ReflectorStatus(Struct, frozen=True, kw_only=True):
     """A watch is open now."""
     last_error: str
     """Why the last list or watch failed; empty while all is well."""
+    failing_s: float
+    """How long it has been so; 0: all is well."""
+    failures: int
+    """Lists and watches so far that failed."""
     lists: int
     """Complete lists so far."""
     relists: int
@@ -65,7 +72,7 @@ class ReflectorStatus(Struct, frozen=True, kw_only=True):
     objects: int
     resource_version: str
     silent_s: float
-    """Since the last byte from the server."""
+    """Since the last byte from the server: what happened up to then is known here."""
 
 
 class _Garbled(NetagentError):
@@ -73,7 +80,11 @@ class _Garbled(NetagentError):
 
 
 class _Expired(NetagentError):
-    """The server does not remember our resourceVersion any more."""
+    """The server does not remember our resourceVersion any more, or never had it."""
+
+
+class _Closed(NetagentError):
+    """The server ended the watch as soon as it was open."""
 
 
 def resources(lease_namespace: str) -> dict[Kind, Resource]:
@@ -122,7 +133,7 @@ async def frames(
         async for lines in batches:
             try:
                 yield [_frame.decode(line) for line in lines if line.strip()]
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except MALFORMED as error:
                 raise _Garbled(f"GET {resource.path}: the watch sent what is no watch frame: {error}.") from None
 
 
@@ -161,6 +172,14 @@ class Reflector:
         """When the server accepted the watch that is open now."""
         self._heard_s = clock()
         self._last_error = ""
+        self._failing_since_s = 0.0
+        self._failures = 0
+        self._steady: asyncio.TimerHandle | None = None
+        self._page_size = settings.page_size
+        self._revision = 0
+        """The newest resourceVersion that the server has named, as a number."""
+        self._doubted = False
+        """Nothing came for too long: the server may count from an older state than ours."""
 
     @property
     def status(self) -> ReflectorStatus:
@@ -169,6 +188,8 @@ class Reflector:
             listed=self._lists > 0,
             connected=self._opened_s is not None,
             last_error=self._last_error,
+            failing_s=self._clock() - self._failing_since_s if self._last_error else 0.0,
+            failures=self._failures,
             lists=self._lists,
             relists=max(0, self._lists - 1),
             unreadable=self._unreadable,
@@ -181,18 +202,31 @@ class Reflector:
         """List and watch until cancelled. No failure of the server ends it."""
         while True:
             try:
+                if self._doubted:
+                    await self._compare()
                 if not self._resume:
                     await self._list()
                 await self._watch()
-                pause_s = 0.0 if self._was_healthy() else self._backoff.next_s()
+                pause_s = self._ended()
             except Silent as error:
                 log.debug("%s watch: %s Watching again from resourceVersion %s.", self._kind, error, self._resume)
-                pause_s = 0.0
+                self._doubted = True
+                pause_s = 0.0 if self._opened_s is not None else self._failed(error)
             except (ApiError, Unreachable, _Garbled, _Expired) as error:
                 pause_s = self._failed(error)
             finally:
                 self._opened_s = None
+                if self._steady is not None:
+                    self._steady.cancel()
             await asyncio.sleep(pause_s)
+
+    def _ended(self) -> float:
+        """The server ended the watch without a word; the pause before the next one, seconds."""
+        lived_s = self._clock() - self._opened_s if self._opened_s is not None else 0.0
+        if lived_s < STEADY_S:
+            why = f"GET {self._resource.path}: the server ended the watch after {lived_s:.2f} s."
+            return self._failed(_Closed(why))
+        return 0.0 if self._was_healthy() else STEADY_S * self._rng()
 
     def _was_healthy(self) -> bool:
         """The watch that ended had been open for long: failures start to count anew."""
@@ -204,14 +238,18 @@ class Reflector:
     def _failed(self, error: NetagentError) -> float:
         """Remember and report a failure; the pause before the next attempt, seconds."""
         self._was_healthy()
-        pause_s = self._backoff.next_s()
-        if isinstance(error, ApiError):
-            pause_s = max(pause_s, min(error.retry_after_s, self._settings.backoff_cap_s))
+        self._failures += 1
+        pause_s = self._backoff.next_s(error.retry_after_s if isinstance(error, ApiError) else 0.0)
+        if isinstance(error, TooLarge | TimedOut):
+            self._page_size = max(1, self._page_size // 2)
         if isinstance(error, _Expired | _Garbled) or (isinstance(error, ApiError) and error.status in RELIST_STATUS):
             self._resume = ""
         # An expired resourceVersion is everyday life after an outage, and a second failure in a row is no news.
-        level = logging.DEBUG if self._last_error or isinstance(error, _Expired) else logging.WARNING
-        if not isinstance(error, _Expired):
+        expired = isinstance(error, _Expired) or (isinstance(error, ApiError) and error.gone)
+        expected = expired and self._backoff.attempts == 1
+        level = logging.DEBUG if self._last_error or expected else logging.WARNING
+        if not expected:
+            self._failing_since_s = self._failing_since_s if self._last_error else self._clock()
             self._last_error = str(error)
         known = f"{len(self._versions)} objects stay as they were last seen" if self._lists else "no list was read yet"
         log.log(level, "%s watch: %s For now %s; next attempt in %.1f s.", self._kind, error, known, pause_s)
@@ -226,10 +264,28 @@ class Reflector:
             log.info("%s watch: works again.", self._kind)
             self._last_error = ""
 
+    async def _compare(self) -> None:
+        """After a silence: list anew where the server is behind us, or cannot be compared.
+
+        An etcd that was set back to a backup counts from there. A watch from a resourceVersion that it has not reached
+        yet is accepted, and says nothing until it has.
+        """
+        page = await self._page("", 1)
+        if _number(page.metadata.resource_version) < (_number(self._resume) or 1):
+            self._resume = ""
+        self._doubted = False
+
+    def _note_revision(self, text: str) -> bool:
+        """False: the server has been at a newer revision before."""
+        number = _number(text)
+        goes_on = number >= self._revision or not number
+        self._revision = number or self._revision
+        return goes_on
+
     async def _list(self) -> None:
         """Deliver the whole collection as a difference; afterwards the watch may start from its resourceVersion."""
         seen: set[Key] = set()
-        token, limit = "", self._settings.page_size
+        token, limit = "", self._page_size
         while True:
             try:
                 page = await self._page(token, limit)
@@ -240,6 +296,10 @@ class Reflector:
                 token, limit = "", 0
                 seen.clear()
                 continue
+            if not self._note_revision(page.metadata.resource_version):
+                log.warning("%s list: the API server went back to an older state; all is taken anew.", self._kind)
+                # The same number may mean another state now.
+                self._versions = dict.fromkeys(self._versions, "")
             await self._deliver(page, seen)
             token = page.metadata.continue_ or ""
             if not token:
@@ -248,6 +308,7 @@ class Reflector:
             del self._versions[key]
             self._emit(Removed(self._kind, key, self._heard_s))
         self._resume = page.metadata.resource_version
+        self._page_size = min(self._settings.page_size, self._page_size * 2)
         self._lists += 1
         if self._lists == 1:
             self._emit(Listed(self._kind))
@@ -258,8 +319,11 @@ class Reflector:
             Page,
             **{"limit": limit or "", "continue": token, **self._resource.params},
         )
-        if not page.metadata.resource_version:
-            raise ApiError(f"GET {self._resource.path}", 200, "Undecodable", "a list without resourceVersion")
+        expected = f"{self._kind}List"
+        if page.kind != expected or not page.metadata.resource_version:
+            # An empty list of something else would look like a cluster without policies.
+            got = f"kind {page.kind[:64]!r}, resourceVersion {page.metadata.resource_version[:64]!r}"
+            raise ApiError(f"GET {self._resource.path}", 200, "Undecodable", f"not a {expected}: {got}")
         return page
 
     async def _deliver(self, page: Page, seen: set[Key]) -> None:
@@ -289,7 +353,7 @@ class Reflector:
                 received_s = self._heard()
                 if self._opened_s is None:
                     self._opened_s = received_s
-                    self._recovered()
+                    self._steady = asyncio.get_running_loop().call_later(STEADY_S, self._recovered)
                 for frame in batch:
                     self._take(frame, received_s)
 
@@ -298,19 +362,27 @@ class Reflector:
         if frame.type == "ERROR":
             self._refused(frame.object)
         elif frame.type == "BOOKMARK":
-            self._resume = self._bookmark_version(frame.object)
+            self._go_on(self._bookmark_version(frame.object))
         elif frame.type in ("ADDED", "MODIFIED", "DELETED"):
             try:
                 key, version = decode.head(frame.object)
             except DecodeError as error:
                 raise _Garbled(f"a watch frame without readable metadata: {error}.") from None
+            self._go_on(version)
             if frame.type != "DELETED":
                 self._upsert(key, version, frame.object, received_s)
             elif self._versions.pop(key, None) is not None:
                 self._emit(Removed(self._kind, key, received_s))
-            self._resume = version or self._resume
         else:
             raise _Garbled(f"a watch frame of unknown type {frame.type!r}.")
+
+    def _go_on(self, version: str) -> None:
+        """The watch has come to this resourceVersion. Raises _Expired where that is behind the one before."""
+        before = self._revision
+        if not self._note_revision(version):
+            self._revision = before
+            raise _Expired(f"the watch went back from resourceVersion {before} to {version}: the server was set back.")
+        self._resume = version or self._resume
 
     def _upsert(self, key: Key, version: str, raw: Raw, received_s: float) -> None:
         if version and self._versions.get(key) == version:
@@ -332,16 +404,21 @@ class Reflector:
     def _bookmark_version(self, raw: Raw) -> str:
         try:
             return _bookmark.decode(raw).metadata.resource_version or self._resume
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except MALFORMED as error:
             raise _Garbled(f"a bookmark without resourceVersion: {error}.") from None
 
     def _refused(self, raw: Raw) -> Never:
         """An ERROR frame: the server ends the watch and says why."""
         try:
             status = _status.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except MALFORMED as error:
             raise _Garbled(f"an ERROR frame without a Status: {error}.") from None
         refusal = ApiError(f"GET {self._resource.path}", status.code, status.reason, status.message)
         if refusal.gone:
             raise _Expired(str(refusal))
         raise refusal
+
+
+def _number(resource_version: str) -> int:
+    """For comparison, as etcd counts; 0: it is no number."""
+    return int(resource_version) if resource_version.isdecimal() and len(resource_version) < 20 else 0

@@ -1,12 +1,20 @@
 """Parts of the API server's JSON that all kinds share."""
 
 from sys import intern
+from typing import Annotated
 
 import msgspec
 from msgspec import Raw, Struct
 
 from netagent.ports import NetagentError
 from netagent.records import Key
+
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for JSON that is none, or of another shape, or nested too deeply."""
+
+
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+"""As the API has it. JSON alone knows no limit, and what is larger can be neither reckoned with nor printed."""
 
 
 class DecodeError(NetagentError):
@@ -39,6 +47,8 @@ class ListMeta(Struct, rename="camel"):
 class Page(Struct):
     """One page of a list; the objects are not decoded yet."""
 
+    kind: str = ""
+    """e.g. PodList."""
     metadata: ListMeta = msgspec.field(default_factory=ListMeta)
     items: list[Raw] | None = None
 
