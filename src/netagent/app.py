@@ -37,7 +37,7 @@ from netagent.agent.podmtu import PodMtu
 from netagent.agent.sync import Dataplane
 from netagent.config import Config
 from netagent.core.flannel import render_subnet_env
-from netagent.core.frame import FrameSettings
+from netagent.core.frame import frame_settings
 from netagent.core.underlay import public_ip_overrides
 from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError
@@ -122,7 +122,7 @@ class Agent:
         self.dataplane = Dataplane(
             self._nft,
             config.policy,
-            self._frame(),
+            frame_settings(config),
             self.metrics,
             node_name=self.node_name,
             kinds=frozenset(kinds),
@@ -240,18 +240,6 @@ class Agent:
         if self._network_on:
             kinds += [Kind.NODE, Kind.LEASE]
         return kinds
-
-    def _frame(self) -> FrameSettings:
-        network, policy = self.config.network, self.config.policy
-        return FrameSettings(
-            policy=policy.enabled,
-            mark_mask=policy.mark_mask,
-            drop_log_group=policy.drop_log_group if policy.drop_log else None,
-            vxlan_port=network.vxlan_port if self._network_on else None,
-            masquerade=self._network_on and network.masquerade,
-            pools=network.pools,
-            non_masquerade_cidrs=network.non_masquerade_cidrs,
-        )
 
     def _emit(self, change: Change) -> None:
         self.dataplane.apply(change)

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
+from netagent.config import Config
 from netagent.core.policy import Direction
 from netagent.core.ruleset import GENERATION, ChainDecl, SetDecl
 
@@ -74,6 +75,21 @@ class FrameSettings(Struct, frozen=True, kw_only=True):
     own_subnets: tuple[str, ...] = ()
     """This node's."""
     non_masquerade_cidrs: tuple[str, ...] = ()
+
+
+def frame_settings(config: Config) -> FrameSettings:
+    """As the configuration has them; this node's subnets are not known yet."""
+    network, policy = config.network, config.policy
+    joins = network.mode != "off"
+    return FrameSettings(
+        policy=policy.enabled,
+        mark_mask=policy.mark_mask,
+        drop_log_group=policy.drop_log_group if policy.drop_log else None,
+        vxlan_port=network.vxlan_port if joins else None,
+        masquerade=joins and network.masquerade,
+        pools=network.pools,
+        non_masquerade_cidrs=network.non_masquerade_cidrs,
+    )
 
 
 def frame(settings: FrameSettings) -> dict[str, ChainDecl]:
