@@ -1,6 +1,6 @@
 """Metrics of one agent, in a registry of its own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.metrics_core import CounterMetricFamily
@@ -28,6 +28,21 @@ class PolicyDenials(Collector):
         for namespace, policy, direction, packets in self.totals:
             family.add_metric([namespace, policy, direction], packets)
         yield family
+
+
+class Totals(Collector):
+    """A counter that somebody else keeps: `read` gives label values and count, `what` is its metric."""
+
+    def __init__(self, what: CounterMetricFamily) -> None:
+        self.read: Callable[[], Iterable[tuple[tuple[str, ...], float]]] = tuple
+        self._what = what
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """For the registry."""
+        self._what.samples.clear()
+        for labels, count in self.read():
+            self._what.add_metric(labels, count)
+        yield self._what
 
 
 class Metrics:
@@ -86,6 +101,27 @@ class Metrics:
         )
         self.watch_connected = Gauge(
             "netagent_watch_connected", "1 while the watch of a kind is open.", ["kind"], registry=self.registry
+        )
+        self.watch_stale = Gauge(
+            "netagent_watch_stale_seconds",
+            "Since the API server last said anything on the watch of a kind, bookmarks included.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.watch_failures = Totals(
+            CounterMetricFamily("netagent_watch_failures", "Lists and watches that failed.", labels=["kind"])
+        )
+        self.registry.register(self.watch_failures)
+        self.api_requests = Totals(
+            CounterMetricFamily(
+                "netagent_api_requests", "Requests to the API server by verb and outcome.", labels=["verb", "code"]
+            )
+        )
+        self.registry.register(self.api_requests)
+        self.clock_offset = Gauge(
+            "netagent_api_clock_offset_seconds",
+            "The API server's clock minus this node's, where they differ by more than seconds.",
+            registry=self.registry,
         )
         self.relists = Gauge("netagent_relists", "Full lists since the start.", ["kind"], registry=self.registry)
         self.dropped = Gauge(
