@@ -19,6 +19,7 @@ from aiohttp import web
 from netagent import __version__
 from netagent.agent import questions
 from netagent.agent.abandoned import AbandonedLeases
+from netagent.agent.apistate import ApiState
 from netagent.agent.bridges import OthersBridges
 from netagent.agent.cni import CniServer
 from netagent.agent.cnisocket import AnotherAgentError, only_agent
@@ -146,6 +147,7 @@ class Agent:
         catalogue = resources(config.network.lease_namespace)
         watched = [kind for kind in kinds if kind is not Kind.LEASE or config.network.mode == "lease"]
         self.reflectors = {kind: Reflector(api, catalogue[kind], self._emit, config.api) for kind in watched}
+        self.api_state = ApiState(api, self.reflectors, config.api, self.metrics)
         self.cni = CniServer(
             config.cni,
             pod_net=self,
@@ -343,11 +345,7 @@ class Agent:
 
     async def _before_scrape(self) -> None:
         metrics = self.metrics
-        for kind, reflector in self.reflectors.items():
-            status = reflector.status
-            metrics.watch_connected.labels(kind).set(status.connected)
-            metrics.relists.labels(kind).set(status.relists)
-            metrics.undecodable.labels(kind).set(status.unreadable)
+        self.api_state.sample()
         problems = self.http.problems()
         for part in self._parts():
             metrics.ready.labels(part).set(part not in problems)
