@@ -2,34 +2,24 @@
 
 import argparse
 import asyncio
-import http.client
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import msgspec
-import orjson
 
-from netagent.config import HttpConfig
+from netagent.commands.ask import ADDRESS, AskError, ask
+from netagent.commands.output import add_output
 from netagent.core.explain import Explanation, text
 from netagent.core.parties import ASKABLE
-from netagent.ports import NetagentError
 
-TIMEOUT_S = 120.0
-"""A simulation of a large cluster takes some seconds; one at a time runs."""
 DENIED_STATUS = 2
 """Exit status of `explain --exit-code` for a connection that is not allowed on every IP version."""
 STDIN = "-"
-ADDRESS = f"http://{HttpConfig().debug_address}:{HttpConfig().debug_port}"
-
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-class AskError(NetagentError):
-    """The agent gave no answer."""
 
 
 def add_commands(subparsers: Subparsers) -> None:
@@ -88,7 +78,7 @@ def _add_simulate(subparsers: Subparsers) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", "-o", choices=("text", "json"), default="text")
+    add_output(parser)
     parser.add_argument("--address", default=ADDRESS, metavar="URL", help=f"of the agent's debug HTTP; {ADDRESS}")
 
 
@@ -126,7 +116,7 @@ def _explain_one(options: argparse.Namespace, destination: str, port: str) -> tu
         "port": port,
         "protocol": options.protocol,
     }
-    answer = _ask(options.address, "GET", f"/debug/explain?{urlencode(question)}")
+    answer = ask(options.address, "GET", f"/debug/explain?{urlencode(question)}")
     try:
         return answer, msgspec.json.decode(answer, type=Explanation)
     except msgspec.MsgspecError as error:
@@ -135,7 +125,7 @@ def _explain_one(options: argparse.Namespace, destination: str, port: str) -> tu
 
 def _simulate(options: argparse.Namespace) -> int:
     query = {"format": options.output} | ({"delete": "true"} if options.delete else {})
-    answer = _ask(options.address, "POST", f"/debug/simulate?{urlencode(query)}", _documents(options.files))
+    answer = ask(options.address, "POST", f"/debug/simulate?{urlencode(query)}", _documents(options.files))
     sys.stdout.write(answer.decode())
     return 0
 
@@ -148,42 +138,3 @@ def _documents(files: Sequence[str]) -> bytes:
         except OSError as error:
             raise AskError(f"{file}: {error.strerror}. Nothing was asked; give a readable file.") from None
     return b"\n---\n".join(parts)
-
-
-def _ask(address: str, method: str, path: str, body: bytes | None = None) -> bytes:
-    """The body of a 200. Raises AskError."""
-    connection = _connection(address)
-    try:
-        connection.request(method, path, body=body, headers={"Accept": "application/json"})
-        response = connection.getresponse()
-        answer = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise AskError(
-            f"no answer from the agent at {address}: {reason}. Is it running on this node? "
-            "Give the address of its http.debug_port with --address."
-        ) from None
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        raise AskError(_refusal(response.status, answer, address))
-    return answer
-
-
-def _connection(address: str) -> http.client.HTTPConnection:
-    try:
-        parts = urlsplit(address)
-        if parts.scheme == "http" and parts.hostname:
-            return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=TIMEOUT_S)
-    except ValueError:
-        pass
-    raise AskError(f"--address = {address!r}. Accepted: http://HOST:PORT, e.g. {ADDRESS}.")
-
-
-def _refusal(status: int, answer: bytes, address: str) -> str:
-    try:
-        refusal = orjson.loads(answer)
-        problems = refusal.get("problems") or [refusal["error"]]
-    except (orjson.JSONDecodeError, KeyError, AttributeError):
-        return f"{address} answered {status}, which is not an agent's answer. Is --address its debug HTTP?"
-    return "; ".join(str(problem) for problem in problems)
