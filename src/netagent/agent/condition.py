@@ -85,7 +85,7 @@ class NetworkCondition:
                     await self._write(state)
                     backoff.reset()
                 except (ApiError, Unreachable) as error:
-                    pause_s = backoff.next_s()
+                    pause_s = backoff.next_s(error.retry_after_s)
                     if str(error) != told:
                         told = str(error)
                         log.warning("condition NetworkUnavailable: %s netagent tries again.", error)

@@ -205,7 +205,7 @@ class LeaseKeeper:
             self._kick.set()
 
     def _failed(self, error: NetagentError) -> float:
-        pause_s = self._backoff.next_s()
+        pause_s = self._backoff.next_s(error.retry_after_s if isinstance(error, ApiError) else 0.0)
         self._exhausted = isinstance(error, _Exhausted)
         if str(error) != self._problem:
             self._problem = str(error)

@@ -177,4 +177,4 @@ class NodeNet:
         if str(error) != self._last_error:
             self._last_error = str(error)
             log.warning("Node annotations: %s Peers may not find this node yet; netagent tries again.", error)
-        return self._backoff.next_s()
+        return self._backoff.next_s(error.retry_after_s if isinstance(error, ApiError) else 0.0)

@@ -82,6 +82,9 @@ class ApiError(NetagentError):
 class Unreachable(NetagentError):
     """No answer, or an answer cut off: whether the request took effect is unknown."""
 
+    retry_after_s = 0.0
+    """As ApiError has it."""
+
 
 class TimedOut(Unreachable):
     """The answer was not complete within the time for it."""

@@ -11,6 +11,7 @@ from typing import Any, Never
 
 from msgspec import Raw, Struct
 
+from netagent.kube.backoff import Backoff
 from netagent.kube.client import ApiClient, ApiError, Unreachable
 from netagent.records import Key, Kind
 
@@ -20,8 +21,10 @@ REMEMBERED = 512
 """Distinct Events whose repetitions are counted; beyond that the oldest is forgotten."""
 QUEUED = 64
 """Events that wait for the API server; beyond that new ones are dropped: they are for people, not for machines."""
-PAUSE_S = 1.0
-"""Between two attempts while the API server is away."""
+BACKOFF_CAP_S = 30.0
+"""Longest pause between two attempts while the API server is away or overloaded."""
+PASSING = (429, 500, 502, 503, 504)
+"""Refusals that have nothing to do with the Event."""
 MESSAGE_CHARS = 1024
 """The API server's own limit."""
 COMPONENT = "netagent"
@@ -56,9 +59,12 @@ class _Told(Struct):
 
 
 class EventWriter:
-    """Posts Events in the background; the caller never waits and never sees a failure."""
+    """Posts Events in the background; the caller never waits and never sees a failure.
 
-    def __init__(self, api: ApiClient, node: str, *, clock: Callable[[], float] = time.time) -> None:
+    `clock` counts seconds that nobody sets; Events are dated by the API server's clock.
+    """
+
+    def __init__(self, api: ApiClient, node: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._api = api
         self._node = node
         self._clock = clock
@@ -85,18 +91,20 @@ class EventWriter:
 
     async def run(self) -> Never:
         """Write what was posted until cancelled."""
+        backoff = Backoff(BACKOFF_CAP_S)
         while True:
             self._kick.clear()
             while self._queue:
                 try:
                     await self._write(self._queue[0])
-                except Unreachable:
-                    await asyncio.sleep(PAUSE_S)
-                    continue
-                except ApiError as error:
+                except (ApiError, Unreachable) as error:
+                    if isinstance(error, Unreachable) or error.status in PASSING:
+                        await asyncio.sleep(backoff.next_s(error.retry_after_s))
+                        continue
                     # A namespace that is being deleted, missing rights: repeating would change nothing.
                     self.dropped += 1
                     log.debug("Event was refused: %s", error)
+                backoff.reset()
                 self._queue.popleft()
             await self._kick.wait()
 
@@ -113,7 +121,7 @@ class EventWriter:
 
     async def _count_up(self, note: Note, told: _Told) -> bool:
         """False: the server has dropped the Event meanwhile (it keeps them for an hour)."""
-        body = {"count": told.count, "lastTimestamp": timestamp(self._clock())}
+        body = {"count": told.count, "lastTimestamp": timestamp(self._api.clock.now_s())}
         try:
             await self._api.patch(f"{self._path(note)}/{told.name}", body, Raw)
         except ApiError as error:
@@ -127,11 +135,11 @@ class EventWriter:
 
     def _name(self, note: Note) -> str:
         """Unique per node, note and moment, as a DNS-1123 subdomain."""
-        text = "\0".join((self._node, note.kind, note.uid, note.reason, note.message, str(self._clock())))
+        text = "\0".join((self._node, note.kind, note.uid, note.reason, note.message, str(self._api.clock.now_s())))
         return f"{note.key.name[:200]}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def _body(self, note: Note, told: _Told) -> dict[str, Any]:
-        now = timestamp(self._clock())
+        now = timestamp(self._api.clock.now_s())
         involved = {
             "apiVersion": API_VERSIONS.get(note.kind, "v1"),
             "kind": note.kind,
