@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from msgspec import Struct
 
@@ -72,9 +73,11 @@ def outside(cluster: Cluster, touched: Iterable[Policy]) -> list[Party]:
             if text not in ("0.0.0.0/0", "::/0")
         }
     )
-    samples = [*OUTSIDE, *(str(ipaddress.ip_network(text).network_address) for text in blocks)]
-    found = [party_at(cluster, ip) for ip in dict.fromkeys(samples)]
-    return [party for party in found if party.subject is None and not party.unknown and not party.node][:MAX_SAMPLES]
+    first = dict.fromkeys([*OUTSIDE, *blocks])
+    parties = (party_at(cluster, str(ipaddress.ip_network(text).network_address)) for text in first)
+    outsiders = (party for party in parties if party.subject is None and not party.unknown and not party.node)
+    distinct = {party.ip: party for party in islice(outsiders, MAX_SAMPLES)}
+    return list(distinct.values())
 
 
 def _rules(policies: Iterable[Policy]) -> Iterator[Rule]:

@@ -1,0 +1,88 @@
+"""Which ends of flows no policy tells apart, so that one of them may be judged for all.
+
+Behind two addresses that are alike are pods of the same namespace, with the same values of the labels that any
+selector names and the same declared ports (where a rule names one), or nobody; and they lie on the same side of every
+boundary of an ipBlock. Nodes other than those of this node's pods are alike.
+"""
+
+import ipaddress
+from bisect import bisect_right
+from collections.abc import Hashable, Iterator
+
+from netagent.core.parties import Party
+from netagent.core.peersets import version_of
+from netagent.core.policy import BlockPeer, NamedPort, PodPeer, Policy
+from netagent.core.selectors import Selector
+from netagent.records import Pod
+
+
+class Likeness:
+    """First `learn` all policies and `settle`, then ask for the `number` of each party, those of this node first."""
+
+    def __init__(self) -> None:
+        self.parties: list[Party] = []
+        """By number: the first party of each likeness."""
+        self._labels: set[str] = set()
+        self._named_ports = False
+        self._networks: set[str] = set()
+        self._cuts: dict[int, list[int]] = {}
+        self._hosts: set[str] = set()
+        self._numbers: dict[Hashable, int] = {}
+
+    def learn(self, policy: Policy) -> None:
+        """Note what the policy tells apart."""
+        self._note(policy.selects)
+        for rules in policy.rules.values():
+            for rule in rules:
+                self._named_ports |= any(isinstance(port, NamedPort) for port in rule.ports or ())
+                for peer in rule.peers or ():
+                    if isinstance(peer, PodPeer):
+                        self._note(peer.pods)
+                    else:
+                        self._networks.update(_networks(peer))
+
+    def _note(self, selector: Selector) -> None:
+        self._labels.update(requirement.key for requirement in selector.requirements)
+
+    def settle(self) -> Iterator[None]:
+        """All policies are known; yields between small steps."""
+        cuts: dict[int, set[int]] = {4: set(), 6: set()}
+        for text in self._networks:
+            network = ipaddress.ip_network(text)
+            cuts[network.version] |= {int(network.network_address), int(network.broadcast_address) + 1}
+            yield
+        self._cuts = {version: sorted(found) for version, found in cuts.items()}
+
+    def number(self, party: Party) -> int:
+        """Equal for parties that are alike."""
+        if party.local:
+            self._hosts.add(party.host)
+        likeness = (
+            party.unknown,
+            self._pod(party.subject),
+            None if party.owner is party.subject else self._pod(party.owner) or (),
+            party.local and party.host,
+            party.node if party.node in self._hosts else bool(party.node),
+            bool(party.counts_as),
+            self._place(party.counts_as or party.ip),
+            version_of(party.ip),
+        )
+        number = self._numbers.setdefault(likeness, len(self.parties))
+        if number == len(self.parties):
+            self.parties.append(party)
+        return number
+
+    def _pod(self, pod: Pod | None) -> Hashable:
+        if pod is None:
+            return None
+        labels = tuple(sorted((key, value) for key, value in pod.labels.items() if key in self._labels))
+        return pod.key.namespace, labels, pod.ports if self._named_ports else ()
+
+    def _place(self, ip: str) -> tuple[int, int]:
+        """Between which two boundaries an address lies."""
+        address = ipaddress.ip_address(ip)
+        return address.version, bisect_right(self._cuts[address.version], int(address))
+
+
+def _networks(peer: BlockPeer) -> tuple[str, ...]:
+    return peer.cidr, *peer.excepts
