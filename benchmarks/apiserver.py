@@ -8,6 +8,9 @@ Commands are JSON lines on standard input, each is answered by one JSON line:
     {"do": "quiet"}                                             end of the churn; {"events": n, "took_s": s}
     {"do": "come", "shape": {...}, "first": N, "count": N}      more pods appear
     {"do": "go", "shape": {...}, "first": N, "count": N}        they go
+    {"do": "relist", "kind": K, "changed": C}                   watches of all of a kind have to list again, to find
+                                                                that C ("spec", "labels") of every object has changed;
+                                                                answered when the watches are back
 """
 
 import asyncio
@@ -28,6 +31,8 @@ from netagent.lab.apiserver.server import ApiServer, Settings
 from netagent.lab.apiserver.store import Stored
 from netagent.records import Kind
 
+EDIT = 20_000
+"""A policy's port is edited by so much, there and back."""
 SLICE = 100
 """Writes between two looks at the network, so that watches are served while much is written."""
 
@@ -62,6 +67,8 @@ class Source:
                     meta = workload.numbered_pod(shape, command["first"] + count)["metadata"]
                     self._store.remove(self._tables[Kind.POD], (meta["namespace"], meta["name"]))
                     await _breathe(count)
+            case "relist":
+                await self._relist(Kind(command["kind"]), command["changed"])
             case "churn":
                 self._events, self._began_s = 0, time.monotonic()
                 self._churn = asyncio.create_task(self._change(shape, command["per_s"], command["share"]))
@@ -77,6 +84,22 @@ class Source:
         body = {name: value for name, value in obj.items() if name not in ("apiVersion", "kind")}
         self._store.put(self._tables[kind], (meta.get("namespace", ""), meta["name"]), body)
         await _breathe(count)
+
+    async def _relist(self, kind: Kind, changed: str) -> None:
+        """Nothing of what changes here is told to a watch; what is behind it has expired."""
+        name = self._tables[kind]
+        table = self._store._tables[name]
+        watches = {watch for watch in table.watches if watch.matches is None}
+        for watch in watches:
+            self._store.unwatch(watch)
+        for count, key in enumerate(list(table.order) if changed else ()):
+            self._store.put(name, key, edited(table.objects[key], changed))
+            await _breathe(count)
+        self._store.compact(self._store.revision)
+        for watch in watches:
+            watch.close()
+        while sum(watch.matches is None for watch in table.watches) < len(watches):
+            await asyncio.sleep(0.01)
 
     async def _change(self, shape: Shape, per_s: float, share: float) -> None:
         """Events at an even pace; a share of them turns a pod's tier, the others only its annotation."""
@@ -101,6 +124,19 @@ def turned(stored: Stored, rng: random.Random, share: float) -> dict[str, Any]:
     else:
         meta = {**old["metadata"], "annotations": {"at": str(rng.random())}}
     return {**old, "metadata": meta}
+
+
+def edited(stored: Stored, changed: str) -> dict[str, Any]:
+    """The object with something else in its first rule's first port, or in a label; and back."""
+    old = stored.obj
+    if changed == "labels":
+        labels = old["metadata"]["labels"]
+        return {**old, "metadata": {**old["metadata"], "labels": {**labels, "turn": "01"[labels.get("turn") == "0"]}}}
+    first, *rest = old["spec"]["ingress"]
+    port, *more = first["ports"]
+    number = port["port"] + (EDIT if port["port"] < EDIT else -EDIT)
+    ingress = [{**first, "ports": [{**port, "port": number}, *more]}, *rest]
+    return {**old, "spec": {**old["spec"], "ingress": ingress}}
 
 
 async def _breathe(count: int) -> None:

@@ -149,7 +149,10 @@ class Probe:
 class Agent:
     """An agent for policy only, as a process of its own in our network namespace; its stamps are in `trace`."""
 
-    def __init__(self, kubeconfig: Path, **policy: Any) -> None:
+    module = "benchmarks.traced"
+
+    def __init__(self, kubeconfig: Path, sections: dict[str, Any] | None = None, **policy: Any) -> None:
+        """`sections` of the configuration stand instead of those here."""
         self._directory = tempfile.TemporaryDirectory(prefix="bench-agent-")
         home = Path(self._directory.name)
         config = {
@@ -161,6 +164,7 @@ class Agent:
             "policy": policy,
             "http": {"address": "127.0.0.1", "port": 0, "debug_port": 0},
             "log": {"level": "warning"},
+            **(sections or {}),
         }
         self._config = home / "config.json"
         self._config.write_bytes(orjson.dumps(config))
@@ -175,7 +179,7 @@ class Agent:
         environment = {name: text for name, text in os.environ.items() if not name.startswith("NETAGENT_")}
         self.started_s = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.traced", str(self.trace.path), "agent", "--config", str(self._config)],
+            [sys.executable, "-m", self.module, str(self.trace.path), "agent", "--config", str(self._config)],
             env=environment,
             cwd=ROOT,
         )

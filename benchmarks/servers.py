@@ -104,6 +104,11 @@ class Server(ABC):
         """End of the churn; events per second that there were."""
 
     @property
+    def url(self) -> str:
+        """Where it listens."""
+        return self._url
+
+    @property
     def cpu_s(self) -> float:
         """CPU time of its processes so far."""
         total = 0

@@ -1,0 +1,262 @@
+"""What work in bulk does to work that has nothing to do with it.
+
+One agent with everything on: 50k pods and 10k policies in the lab's API server, 110 local pods wired through CNI. A
+policy of a local pod is created, edited and deleted, and pods come and go through the plugin's executable, socket and
+the kernel: idle; while all pods are listed again, unchanged and changed; while all policies are listed again, changed,
+and so compiled anew; and while a namespace selector turns for all pods. An interrupted watch makes the agent list: what
+it would resume from has expired.
+
+A policy change is clocked from the moment when its event is at an idle watcher, a process beside the agent, to the end
+of the transaction that covers it. `stall` is what the agent's event loop was late by, of what was 1 ms or more.
+
+    python -m benchmarks.bulk [--quick] [--json FILE]
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+from msgspec import Struct, structs
+
+from benchmarks import bed, workload
+from benchmarks.bed import ROOT, Agent, progress
+from benchmarks.servers import Embedded
+from benchmarks.stats import summarise
+from benchmarks.workload import Shape
+from netagent.cni import install
+from netagent.records import Kind
+
+UNDERLAY = "192.0.2.1"
+POOL = "10.254.0.0/16"
+APART_S = 0.03
+"""Between two samples."""
+BACKOFF_CAP_S = 0.1
+"""So that the agent spends its time on lists, not on waiting for the next one."""
+POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
+NODES = "/api/v1/nodes"
+PROBED = "ns-3"
+"""Namespace of the policy that is changed; a local pod is in it."""
+
+
+class Bulk(Struct, frozen=True):
+    """Work that the agent is given in the background, again and again."""
+
+    name: str
+    kind: Kind | None = None
+    changed: str = ""
+    """What changes of every object, before it is listed again."""
+
+
+BULKS = (
+    Bulk("idle"),
+    Bulk("relist of all pods", Kind.POD),
+    Bulk("relist of all pods, relabelled", Kind.POD, "labels"),
+    Bulk("relist of all policies, edited", Kind.NETWORK_POLICY, "spec"),
+    Bulk("all namespaces relabelled", Kind.NAMESPACE, "labels"),
+)
+
+
+class WiringAgent(Agent):
+    """An agent with a pod network and CNI, and with a meter of its event loop."""
+
+    module = "benchmarks.stalls"
+
+    def __init__(self, kubeconfig: Path, root: Path) -> None:
+        self.socket = root / "run" / "cni.sock"
+        network = {"mode": "lease", "pools": [POOL], "backend": "host-gw", "interface": "underlay"}
+        cni = {"socket": str(self.socket), "bin_dir": "", "conf_dir": str(root / "net.d"), "chained": []}
+        api = {"kubeconfig": str(kubeconfig), "backoff_cap_s": BACKOFF_CAP_S}
+        super().__init__(kubeconfig, {"api": api, "network": network, "cni": cni})
+
+    def stalls(self, since_s: float) -> list[float]:
+        """Milliseconds of each, since a moment."""
+        lines = Path(f"{self.trace.path}.stalls").read_text().splitlines()
+        found = [tuple(map(float, line.split())) for line in lines]
+        return [late_ms for at_s, late_ms in found if at_s >= since_s]
+
+
+class Watcher:
+    """When events of the policy `probe` are at one who has nothing else to do."""
+
+    def __init__(self, server: Embedded) -> None:
+        self._server = server
+        self.seen: asyncio.Queue[float] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        url = self._server.url + POLICIES
+        timeout = aiohttp.ClientTimeout(total=None)
+        query = {"watch": "true", "fieldSelector": "metadata.name=probe"}
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, params=query) as answer:
+            async for _ in answer.content:
+                self.seen.put_nowait(time.monotonic())
+
+
+class Bench:
+    """One agent under one load after the other."""
+
+    def __init__(self, server: Embedded, agent: WiringAgent, watcher: Watcher) -> None:
+        self._server, self._agent, self._watcher = server, agent, watcher
+        self._containers = itertools.count()
+        self._pods = itertools.count()
+        self.found: dict[str, list[float]] = {}
+        self.rounds: dict[str, dict[str, float]] = {}
+
+    async def under(self, bulk: Bulk, samples: int) -> None:
+        """Samples of everything under one load."""
+        for what, sample in (("policy change -> commit", self.policy), ("CNI ADD", self.pod)):
+            began_s, values = time.monotonic(), []
+            enough = asyncio.Event()
+            busy = asyncio.create_task(self._again_and_again(bulk, enough))
+            for _ in range(samples):
+                await asyncio.sleep(APART_S)
+                values += await sample()
+            enough.set()
+            rounds = await busy
+            self.found[f"{bulk.name}: {what}"] = values
+            stalls = self._agent.stalls(began_s) or [0.0]
+            self.found.setdefault(f"{bulk.name}: stall", []).extend(stalls)
+            self.rounds[f"{bulk.name}, {what}"] = {"rounds": rounds, "took_s": time.monotonic() - began_s}
+
+    async def _again_and_again(self, bulk: Bulk, enough: asyncio.Event) -> int:
+        """How often; at least once."""
+        done = 0
+        while bulk.kind is not None and not (done and enough.is_set()):
+            await self._server.tell("relist", kind=bulk.kind, changed=bulk.changed)
+            done += 1
+        return done
+
+    async def policy(self) -> list[float]:
+        """A policy comes, changes and goes."""
+        kind, server = Kind.NETWORK_POLICY, self._server
+        door = {"from": [{"podSelector": {"matchLabels": {"door": "open"}}}]}
+        made = workload.policy(PROBED, "probe", {}, ingress=[door])
+        changes: list[Callable[[], Awaitable[float]]] = [
+            lambda: server.create(kind, made),
+            lambda: server.patch(kind, PROBED, "probe", {"spec": {"ingress": []}}),
+            lambda: server.delete(kind, PROBED, "probe"),
+        ]
+        found = []
+        for change in changes:
+            await asyncio.sleep(APART_S)
+            self._agent.trace.forget()
+            await change()
+            seen_s = await asyncio.wait_for(self._watcher.seen.get(), bed.DEADLINE_S)
+            commit = await self._agent.trace.last(lambda one: bool(one["marks"]))
+            found.append((commit["done_s"] - seen_s) * 1e3)
+        return found
+
+    async def pod(self) -> list[float]:
+        """A pod goes and comes again as another container."""
+        number = next(self._pods) % len(self.containers)
+        await asyncio.to_thread(self._call, "DEL", number)
+        return [await self.add(number)]
+
+    containers: dict[int, str] = {}
+
+    async def add(self, number: int) -> float:
+        """Milliseconds of an ADD of a local pod."""
+        self.containers[number] = f"c{next(self._containers)}"
+        return await asyncio.to_thread(self._call, "ADD", number)
+
+    def _call(self, command: str, number: int) -> float:
+        pod = workload.numbered_pod(self.shape, number)["metadata"]
+        conf = {"cniVersion": "1.0.0", "name": "bench", "type": "netagent", "socket": str(self._agent.socket)}
+        environ = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": self.containers[number],
+            "CNI_NETNS": f"/run/netns/pod{number}",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": "/opt/cni/bin",
+            "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod['namespace']};K8S_POD_NAME={pod['name']}",
+        }
+        began_s = time.perf_counter()
+        done = subprocess.run(
+            [str(install.SHIM)], input=json.dumps(conf).encode(), env=environ, capture_output=True, check=False
+        )
+        took_ms = (time.perf_counter() - began_s) * 1e3
+        if done.returncode != 0:
+            raise RuntimeError(f"CNI {command}: {done.stdout.decode()} {done.stderr.decode()}")
+        return took_ms
+
+    shape: Shape
+
+
+@asynccontextmanager
+async def bench(shape: Shape, root: Path) -> AsyncIterator[Bench]:
+    """A filled server, a synced agent, its pods wired."""
+    async with Embedded() as server:
+        begin_s = time.monotonic()
+        await server.load(shape)
+        status = {"addresses": [{"type": "InternalIP", "address": UNDERLAY}]}
+        await server.request("POST", NODES, {"metadata": {"name": workload.NODE}})
+        path = f"{NODES}/{workload.NODE}/status"
+        await server.request("PATCH", path, {"status": status}, "application/merge-patch+json")
+        progress(f"{shape.pods} pods, {shape.policies} policies loaded in {time.monotonic() - begin_s:.1f} s")
+        watcher = Watcher(server)
+        agent = WiringAgent(server.kubeconfig, root)
+        watching = asyncio.create_task(watcher.run())
+        try:
+            agent.start()
+            first = await agent.synced()
+            progress(f"agent enforces {first['done_s'] - agent.started_s:.2f} s after its start")
+            one = Bench(server, agent, watcher)
+            one.shape = shape
+            while not agent.socket.exists():
+                agent.check()
+                await asyncio.sleep(0.05)
+            for number in range(shape.local_pods):
+                bed.run("ip", "netns", "add", f"pod{number}")
+                await one.add(number)
+            progress(f"{shape.local_pods} pods wired")
+            yield one
+        finally:
+            agent.close()
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+async def measure(shape: Shape, samples: int) -> dict[str, Any]:
+    """All figures."""
+    with tempfile.TemporaryDirectory() as text:
+        async with bench(shape, Path(text)) as one:
+            for bulk in BULKS:
+                await one.under(bulk, samples)
+                progress(f"{bulk.name}: {one.rounds}")
+                one.rounds, rounds = {}, one.rounds
+    series = {name: structs.asdict(summarise(values)) for name, values in one.found.items()}
+    return {"unit": "ms", "series": series}
+
+
+def main() -> int:
+    """Run and print; write JSON where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smaller cluster, fewer samples")
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    options = parser.parse_args()
+    bed.isolate()
+    bed.run("ip", "link", "add", "underlay", "type", "veth", "peer", "name", "far")
+    bed.run("ip", "address", "add", f"{UNDERLAY}/24", "dev", "underlay")
+    for name in ("underlay", "far"):
+        bed.run("ip", "link", "set", name, "up")
+    shape = Shape(pods=5000, policies=1000, local_pods=20) if options.quick else Shape(pods=50_000, policies=10_000)
+    figures = asyncio.run(measure(shape, 5 if options.quick else 20))
+    bed.table(list(figures["series"].items()), figures["unit"])
+    if options.json:
+        Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The traced agent with a meter of its event loop: `python -m benchmarks.stalls FILE agent ...`.
+
+A task wakes each millisecond; how much later than that it runs is how long nothing else could have run either. Turns
+that were late by STALL_MS or more go to FILE.stalls, a line each: when the turn was over (monotonic seconds), by how much
+it was late (ms).
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from benchmarks.traced import Stopwatches
+from netagent import cli
+from netagent.app import Agent
+
+PERIOD_S = 0.001
+STALL_MS = 1.0
+
+
+async def meter(path: Path) -> None:
+    """Until cancelled."""
+    with path.open("ab", buffering=0) as output:
+        while True:
+            due_s = time.monotonic() + PERIOD_S
+            await asyncio.sleep(PERIOD_S)
+            now_s = time.monotonic()
+            late_ms = (now_s - due_s) * 1e3
+            if late_ms >= STALL_MS:
+                output.write(b"%.6f %.3f\n" % (now_s, late_ms))
+
+
+def attach(path: Path) -> None:
+    """Every agent of this process runs the meter too."""
+    tasks = Agent.tasks
+
+    def metered(agent: Agent) -> dict[str, Coroutine[Any, Any, Any]]:
+        return {**tasks(agent), "stall meter": meter(path)}
+
+    Agent.tasks = metered  # type: ignore[method-assign]
+
+
+def main() -> int:
+    """Run the agent with stopwatches and meter."""
+    path, *arguments = sys.argv[1:]
+    with open(path, "ab", buffering=0) as output:
+        Stopwatches(output).attach()
+        attach(Path(f"{path}.stalls"))
+        return cli.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
