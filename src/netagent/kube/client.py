@@ -23,8 +23,9 @@ from netagent.kube.wire import MALFORMED
 from netagent.ports import NetagentError
 
 CONNECT_TIMEOUT_S = 5.0
-MAX_ANSWER_BYTES = 128 << 20
-"""A longer answer is refused while it comes in: the agent has 512 MiB, and a page of 500 pods some megabytes."""
+MAX_ANSWER_BYTES = 64 << 20
+"""A longer answer is refused while it comes in: a page of 500 pods has some megabytes, and the agent 512 MiB for the
+answers about all kinds."""
 MAX_REFUSAL_BYTES = 64 << 10
 """As much is read of an answer that is no success."""
 MAX_LINE_BYTES = 16 << 20
@@ -215,8 +216,9 @@ class ApiClient:
         authorization = await self._credentials.header()
         try:
             response = await self._send(call, authorization)
-        except _NotConnected:
-            if not await self._credentials.unreachable():
+        except Unreachable as error:
+            changed = await self._credentials.unreachable()
+            if not changed or not (isinstance(error, _NotConnected) or call.method == "GET"):
                 raise
             return await self._send(call, await self._credentials.header())
         if response.status == UNAUTHORIZED and await self._credentials.rejected(authorization):
@@ -331,7 +333,7 @@ async def connect(settings: ApiConfig) -> AsyncIterator[ApiClient]:
     """The API server that the settings name. Raises CredentialsError; makes no request yet."""
     credentials = Credentials(settings.kubeconfig)
     await credentials.load()
-    connector = aiohttp.TCPConnector(limit=0, socket_factory=_Sockets(settings.peer_timeout_s))
+    connector = aiohttp.TCPConnector(limit=0, use_dns_cache=False, socket_factory=_Sockets(settings.peer_timeout_s))
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
         try:
             yield ApiClient(session, credentials, settings.request_timeout_s)
