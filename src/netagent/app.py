@@ -10,14 +10,16 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
-from netagent import __version__
-from netagent.agent import questions
+from netagent import __version__, logs
+from netagent.agent import questions, views
 from netagent.agent.abandoned import AbandonedLeases
 from netagent.agent.apistate import ApiState
 from netagent.agent.bridges import OthersBridges
@@ -27,18 +29,26 @@ from netagent.agent.condition import Lack, NetworkCondition
 from netagent.agent.denials import DenialCounts
 from netagent.agent.drift import DriftWatch
 from netagent.agent.droplog import DropLog
+from netagent.agent.dump import DumpPage
 from netagent.agent.forward import ForwardAccepts
+from netagent.agent.guard import guard
+from netagent.agent.health import Health, Heartbeat
 from netagent.agent.http import HttpServer
 from netagent.agent.lease import LOST, LeaseKeeper
 from netagent.agent.mode import choose_mode
 from netagent.agent.network import PodNetwork
 from netagent.agent.nodenet import NodeNet
+from netagent.agent.pages import Pages
 from netagent.agent.podlinks import PodLinks
 from netagent.agent.podmtu import PodMtu
+from netagent.agent.policyevents import PolicyEvents
+from netagent.agent.reading import RulesetPage
 from netagent.agent.sync import Dataplane
+from netagent.agent.views import plain
 from netagent.config import Config
 from netagent.core.flannel import render_subnet_env
 from netagent.core.frame import frame_settings
+from netagent.core.replay import Situation
 from netagent.core.underlay import public_ip_overrides
 from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError
@@ -60,17 +70,21 @@ class StoppedError(NetagentError):
     """A part of the agent failed; the dataplane stays as it is."""
 
 
-async def run(config: Config) -> int:
-    """Run the agent until SIGTERM or SIGINT; the exit status. Raises NetagentError where it cannot go on."""
+async def run(config: Config, origins: Mapping[str, str] | None = None) -> int:
+    """Run the agent until SIGTERM or SIGINT; the exit status. Raises NetagentError where it cannot go on.
+
+    `origins`: option -> where its value comes from.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, _toggle_debug, config)
     async with connect(config.api) as api:
         resolved = await _resolve_mode(config, api, stop)
         if resolved is None:
             return 0
-        agent = Agent(resolved, api)
+        agent = Agent(resolved, api, origins or {})
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(work, name=name) for name, work in agent.tasks().items()]
@@ -90,15 +104,45 @@ async def _resolve_mode(config: Config, api: ApiClient, stop: asyncio.Event) -> 
     if config.network.mode != "auto":
         return config
     node_name = config.node_name or socket.gethostname()
-    asked = asyncio.create_task(choose_mode(api, node_name, ModeMemory(config.state_dir)))
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait({asked, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not asked.done():
-        asked.cancel()
-        return None
-    network = msgspec.structs.replace(config.network, mode=await asked)
-    return msgspec.structs.replace(config, network=network)
+    async with _undecided(config):
+        asked = asyncio.create_task(choose_mode(api, node_name, ModeMemory(config.state_dir)))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({asked, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not asked.done():
+            asked.cancel()
+            return None
+        network = msgspec.structs.replace(config.network, mode=await asked)
+        return msgspec.structs.replace(config, network=network)
+
+
+@asynccontextmanager
+async def _undecided(config: Config) -> AsyncIterator[None]:
+    """Alive, not ready: an agent that cannot decide because the API server is away is not to be restarted."""
+
+    async def nothing() -> None:
+        pass
+
+    why = "network.mode is auto and not decided yet: it waits for this node's Node object"
+    server = HttpServer(
+        config.http,
+        alive=Health({"event loop": str}),
+        ready=Health({"mode": lambda: why}),
+        registry=CollectorRegistry(),
+        before_scrape=nothing,
+        debug=None,
+    )
+    serving = asyncio.create_task(server.run())
+    try:
+        yield
+    finally:
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+
+
+def _toggle_debug(config: Config) -> None:
+    log.warning("SIGUSR1: the log level is %s now", logs.toggle_debug(config.log))
 
 
 def _reasons(group: BaseExceptionGroup[NetagentError]) -> str:
@@ -108,7 +152,7 @@ def _reasons(group: BaseExceptionGroup[NetagentError]) -> str:
 class Agent:
     """All services of one node."""
 
-    def __init__(self, config: Config, api: ApiClient) -> None:
+    def __init__(self, config: Config, api: ApiClient, origins: Mapping[str, str]) -> None:
         self.config = config
         self.node_name = config.node_name or socket.gethostname()
         self.metrics = Metrics()
@@ -116,6 +160,8 @@ class Agent:
         self._network_on = config.network.mode != "off"
         self._host_local = self._others()
         self._nft = LibNftables()
+        self._reader = LibNftables()
+        """For debug: reading a large table takes long, and no commit is to wait for it."""
         self._memory = SubnetMemory(config.state_dir)
         self._own: tuple[SubnetLease, ...] = ()
         self._network_due = False
@@ -143,6 +189,7 @@ class Agent:
         self.keeper = self._keeper(api, previous)
         self.events = EventWriter(api, self.node_name)
         self.condition = NetworkCondition(api, self.events, self.node_name, self._lacks)
+        self.policy_events = PolicyEvents(self.dataplane, self.events, self.node_name)
         self.abandoned = AbandonedLeases(api, config.network, self.dataplane.store)
         catalogue = resources(config.network.lease_namespace)
         watched = [kind for kind in kinds if kind is not Kind.LEASE or config.network.mode == "lease"]
@@ -161,27 +208,39 @@ class Agent:
         self.pod_mtu = PodMtu(self.pod_network, self.cni.endpoints)
         self.pod_links = PodLinks(self.cni)
         self.bridges = OthersBridges(lambda: tuple(lease.subnet for lease in self._own), self.cni.endpoints)
-        self._debug = web.Application()
-        questions.add_routes(self._debug, self.dataplane, self._nft, node_name=self.node_name, overlay=self._network_on)
+        self.heartbeat = Heartbeat(self.metrics.loop_lag)
+        self.ready = Health(self._parts(), self.api_state.remarks)
+        self._debug = web.Application(middlewares=[guard(config.http)])
         self.http = HttpServer(
             config.http,
-            parts=self._parts(),
+            alive=Health({"event loop": self.heartbeat.problem, "dataplane": lambda: self.dataplane.stuck}),
+            ready=self.ready,
             registry=self.metrics.registry,
             before_scrape=self._before_scrape,
-            views=self._views(),
             debug=self._debug,
         )
+        self._add_debug_routes(origins)
+
+    def _add_debug_routes(self, origins: Mapping[str, str]) -> None:
+        dataplane, reader = self.dataplane, self._reader
+        questions.add_routes(self._debug, dataplane, reader, node_name=self.node_name, overlay=self._network_on)
+        pages = Pages(self.config, origins, self._sections(), lambda: views.sizes(dataplane))
+        pages.add_routes(self._debug)
+        RulesetPage(dataplane, reader).add_routes(self._debug)
+        DumpPage(dataplane, reader, pages, situation=self._situation, metrics=self.http.metrics).add_routes(self._debug)
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, Any]]:
         """What runs, by name."""
         work: dict[str, Coroutine[Any, Any, Any]] = {"dataplane": self.dataplane.run(), "http": self.http.run()}
+        work["heartbeat"] = self.heartbeat.run()
+        work |= {"events": self.events.run(), "policy events": self.policy_events.run()}
         work |= {"drift": self.drift.run(), "denials": self.denials.run(), "forward accepts": self.forward.run()}
         if self.drop_log is not None:
             work["drop log"] = self.drop_log.run()
         work |= {f"watch {kind}": reflector.run() for kind, reflector in self.reflectors.items()}
         if self._network_on:
             work |= {"lease": self.keeper.run(), "pod network": self.pod_network.run()}
-            work |= {"events": self.events.run(), "condition": self.condition.run()}
+            work["condition"] = self.condition.run()
         if self.config.network.mode == "lease":
             work["abandoned leases"] = self.abandoned.run()
         if self.config.cni.enabled:
@@ -196,6 +255,7 @@ class Agent:
 
     def close(self) -> None:
         """After all tasks have ended."""
+        self._reader.close()
         self._nft.close()
 
     def state(self) -> PodNetState | None:
@@ -346,8 +406,8 @@ class Agent:
     async def _before_scrape(self) -> None:
         metrics = self.metrics
         self.api_state.sample()
-        problems = self.http.problems()
-        for part in self._parts():
+        problems = self.ready.problems()
+        for part in self.ready.parts:
             metrics.ready.labels(part).set(part not in problems)
         metrics.peers.set(self.pod_network.status.peers)
         try:
@@ -359,62 +419,30 @@ class Agent:
             if not name.startswith("k_"):
                 metrics.dropped.labels(name).set(value.packets)
 
-    def _views(self) -> dict[str, Any]:
+    def _sections(self) -> dict[str, Any]:
+        dataplane, started_s = self.dataplane, self._started_s
         return {
-            "agent": self._view_agent,
-            "watches": lambda: [_plain(reflector.status) for reflector in self.reflectors.values()],
-            "leases": lambda: [_plain(lease) for lease in self.keeper.held],
-            "peers": lambda: [_plain(lease) for lease in self.dataplane.store.leases.values()],
-            "pod_network": lambda: _plain(self.pod_network.status),
-            "forward": lambda: _plain(self.forward.status),
-            "cni": lambda: _plain(self.cni.status),
-            "endpoints": self._view_endpoints,
-            "policies": self._view_policies,
+            "agent": lambda: views.agent(dataplane, __version__, self.node_name, started_s, self.ready.problems()),
+            "watches": lambda: [plain(reflector.status) for reflector in self.reflectors.values()],
+            "leases": lambda: plain(list(self.keeper.held)),
+            "peers": lambda: plain(list(dataplane.store.leases.values())),
+            "pod_network": lambda: plain(self.pod_network.status),
+            "forward": lambda: plain(self.forward.status),
+            "cni": lambda: plain(self.cni.status),
+            "endpoints": lambda: views.endpoints(dataplane),
+            "policies": lambda: views.policies(dataplane),
             "drops": lambda: (
                 self.drop_log.view() if self.drop_log is not None else {"problem": "policy.drop_log is off"}
             ),
-            "transactions": lambda: [_plain(one) for one in self.dataplane.transactions],
+            "transactions": lambda: plain(dataplane.transactions),
+            "slow_events": lambda: plain(dataplane.slow_events),
         }
 
-    def _view_agent(self) -> dict[str, Any]:
-        store = self.dataplane.store
-        return {
-            "version": __version__,
-            "node": self.node_name,
-            "started_s": self._started_s,
-            "not_ready": self.http.problems(),
-            "generation": self.dataplane.generation,
-            "objects": {
-                "namespaces": len(store.namespaces),
-                "pods": len(store.pods),
-                "policies": len(store.policies),
-                "nodes": len(store.nodes),
-                "leases": len(store.leases),
-            },
-        }
-
-    def _view_endpoints(self) -> list[dict[str, Any]]:
-        placements, compiler = self.dataplane.compiler.placements, self.dataplane.compiler
-        return [
-            {
-                "pod": str(sandbox.endpoint.pod),
-                "container_id": container,
-                "ips": sandbox.endpoint.ips,
-                "host_ifname": sandbox.endpoint.host_ifname,
-                "known": sandbox.pod is not None,
-                "chains": [compiler.chain_of(key) for key in placements[container].classes if key is not None],
-            }
-            for container, sandbox in self.dataplane.store.sandboxes.items()
-            if container in placements
-        ]
-
-    def _view_policies(self) -> dict[str, Any]:
-        undecodable = self.dataplane.store.undecodable
-        return {
-            "problems": {str(key): problems for key, problems in self.dataplane.compiler.problems.items()},
-            "undecodable": {f"{kind} {key}": error for (kind, key), error in undecodable.items()},
-        }
-
-
-def _plain(record: Any) -> Any:
-    return msgspec.to_builtins(record)
+    def _situation(self) -> Situation:
+        return Situation(
+            node=self.node_name,
+            frame=frame_settings(self.config),
+            own_subnets=tuple(lease.subnet for lease in self._own),
+            mark=self.dataplane.mark,
+            overlay=self._network_on,
+        )

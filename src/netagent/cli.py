@@ -58,4 +58,4 @@ def _run_agent(options: argparse.Namespace) -> int:
     from netagent import app, logs  # noqa: PLC0415 - start-up time of the other commands
 
     logs.set_up(loaded.log)
-    return asyncio.run(app.run(loaded))
+    return asyncio.run(app.run(loaded, config.origins(options.config, os.environ, flags)))

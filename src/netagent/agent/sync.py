@@ -123,6 +123,7 @@ class Dataplane:
         self._changes = 0
         self._covered = 0
         self._failures = 0
+        self._failure = ""
         self._window_s = 0.0
         self._last_commit_s = float("-inf")
         self._cost_s = 0.0
@@ -234,8 +235,15 @@ class Dataplane:
         if not self._restored:
             return "the pods that earlier runs wired are not read yet"
         if self._failures >= UNREADY_AFTER:
-            return self.transactions[-1].error if self.transactions else "nftables fails"
-        return "" if self._covered else "first commit not done"
+            return self._failure
+        if self._covered:
+            return ""
+        return "first commit not done" + (f": {self._failure}" if self._failures else "")
+
+    @property
+    def failure(self) -> str:
+        """Why the last attempt failed; empty where it succeeded."""
+        return self._failure if self._failures else ""
 
     @property
     def stuck(self) -> str:
@@ -253,6 +261,11 @@ class Dataplane:
     def generation(self) -> int | None:
         """Current value of the stamp."""
         return self._stamp.value if self._stamp else None
+
+    @property
+    def mark(self) -> str:
+        """Current generation as it stands in the conntrack mark; empty before the first commit."""
+        return self._stamp.mark if self._stamp else ""
 
     def why_waiting(self, endpoint: Endpoint) -> str:
         """What an admission waits for."""
@@ -407,6 +420,7 @@ class Dataplane:
 
     async def _back_off(self, error: NetagentError) -> None:
         self._failures += 1
+        self._failure = str(error)
         pause_s = min(RETRY_CAP_S, RETRY_FIRST_S * 2 ** min(self._failures - 1, 10))
         log.error("%s Next attempt in %.1f s (failure %d in a row).", error, pause_s, self._failures)
         await asyncio.sleep(pause_s)

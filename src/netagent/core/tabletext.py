@@ -1,9 +1,8 @@
 """Our table as text, in one spelling: what is desired and what `nft list table` prints can be compared line by line.
 
-nft prints rules nearly as they were written. What differs is undone here on both sides: masks (`and` for `&`, and a mask
-that already holds the bits set after it), the width of hexadecimal numbers, braces around a single element, the order in
-braces, quotes, and networks where ranges were written. `tests/kernel/debug` holds this to the kernel for every kind of
-rule.
+nft prints rules nearly as they were written. What differs is undone here on both sides: masks (`and` for `&`, and a
+mask that already holds the bits set after it), the width of hexadecimal numbers, braces around a single element, the
+order in braces, quotes, and networks where ranges were written. `tests/kernel/debug` holds this to the kernel.
 """
 
 import ipaddress
@@ -16,7 +15,7 @@ from msgspec import Struct, field
 from netagent.core.intervals import Range, range_text, united
 from netagent.core.ruleset import GENERATION, ChainDecl, Ruleset, SetDecl
 
-FINDINGS_KEPT = 1000
+MISMATCHES_KEPT = 1000
 """Differences told one by one; beyond that they are only counted."""
 
 _HEX = re.compile(r"\b0x[0-9a-f]+\b")
@@ -62,7 +61,7 @@ class Table(Struct, frozen=True, kw_only=True):
         }
 
 
-class Finding(Struct, frozen=True, gc=False):
+class Mismatch(Struct, frozen=True, gc=False):
     """One difference."""
 
     verb: str
@@ -82,8 +81,8 @@ class Difference(Struct, frozen=True, kw_only=True):
 
     lacks: int
     extra: int
-    findings: tuple[Finding, ...]
-    """The first FINDINGS_KEPT."""
+    mismatches: tuple[Mismatch, ...]
+    """The first MISMATCHES_KEPT."""
 
     @property
     def equal(self) -> bool:
@@ -128,13 +127,13 @@ def listed(lines: Iterable[str]) -> Table:
 
 def compare(wanted: Table, found: Table) -> Difference:
     """What is different, tables first, elements and rules last."""
-    kept: list[Finding] = []
+    kept: list[Mismatch] = []
     counts = {"lacks": 0, "extra": 0}
-    for one in _findings(wanted, found):
+    for one in _mismatches(wanted, found):
         counts[one.verb] += 1
-        if len(kept) < FINDINGS_KEPT:
+        if len(kept) < MISMATCHES_KEPT:
             kept.append(one)
-    return Difference(lacks=counts["lacks"], extra=counts["extra"], findings=tuple(kept))
+    return Difference(lacks=counts["lacks"], extra=counts["extra"], mismatches=tuple(kept))
 
 
 def text(table: Table) -> Iterator[str]:
@@ -160,45 +159,45 @@ def normal(rule: str) -> str:
 # Inner workings
 
 
-def _findings(wanted: Table, found: Table) -> Iterator[Finding]:
+def _mismatches(wanted: Table, found: Table) -> Iterator[Mismatch]:
     if not found.exists:
-        yield Finding("lacks", "table", "inet netagent")
+        yield Mismatch("lacks", "table", "inet netagent")
         return
     yield from _names("counter", wanted.counters, found.counters)
     yield from _names("set", wanted.sets.keys(), found.sets.keys())
     yield from _names("chain", wanted.chains.keys(), found.chains.keys())
     for name in sorted(wanted.sets.keys() & found.sets.keys()):
-        yield from _set_findings(name, wanted.sets[name], found.sets[name])
+        yield from _set_mismatches(name, wanted.sets[name], found.sets[name])
     for name in sorted(wanted.chains.keys() & found.chains.keys()):
-        yield from _rule_findings(name, wanted.chains[name], found.chains[name])
+        yield from _rule_mismatches(name, wanted.chains[name], found.chains[name])
 
 
-def _names(kind: str, wanted: Iterable[str], found: Iterable[str]) -> Iterator[Finding]:
+def _names(kind: str, wanted: Iterable[str], found: Iterable[str]) -> Iterator[Mismatch]:
     expected, actual = set(wanted), set(found)
-    yield from (Finding("lacks", kind, name) for name in sorted(expected - actual))
-    yield from (Finding("extra", kind, name) for name in sorted(actual - expected))
+    yield from (Mismatch("lacks", kind, name) for name in sorted(expected - actual))
+    yield from (Mismatch("extra", kind, name) for name in sorted(actual - expected))
 
 
-def _set_findings(
+def _set_mismatches(
     name: str, wanted: tuple[str, dict[str, str]], found: tuple[str, dict[str, str]]
-) -> Iterator[Finding]:
+) -> Iterator[Mismatch]:
     if wanted[0] != found[0]:
-        yield Finding("lacks", "set", name, wanted[0])
-        yield Finding("extra", "set", name, found[0])
+        yield Mismatch("lacks", "set", name, wanted[0])
+        yield Mismatch("extra", "set", name, found[0])
     if wanted[1] == found[1]:
         return
     gone, come = wanted[1].items() - found[1].items(), found[1].items() - wanted[1].items()
-    yield from (Finding("lacks", "element", name, _pair(*one)) for one in sorted(gone))
-    yield from (Finding("extra", "element", name, _pair(*one)) for one in sorted(come))
+    yield from (Mismatch("lacks", "element", name, _pair(*one)) for one in sorted(gone))
+    yield from (Mismatch("extra", "element", name, _pair(*one)) for one in sorted(come))
 
 
-def _rule_findings(name: str, wanted: tuple[str, ...], found: tuple[str, ...]) -> Iterator[Finding]:
+def _rule_mismatches(name: str, wanted: tuple[str, ...], found: tuple[str, ...]) -> Iterator[Mismatch]:
     if wanted == found:
         return
     for _, first, last, begin, end in SequenceMatcher(None, wanted, found, autojunk=False).get_opcodes():
         if wanted[first:last] != found[begin:end]:
-            yield from (Finding("lacks", "rule", name, rule) for rule in wanted[first:last])
-            yield from (Finding("extra", "rule", name, rule) for rule in found[begin:end])
+            yield from (Mismatch("lacks", "rule", name, rule) for rule in wanted[first:last])
+            yield from (Mismatch("extra", "rule", name, rule) for rule in found[begin:end])
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[tuple[str, str, list[str]]]:

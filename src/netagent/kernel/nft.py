@@ -75,6 +75,10 @@ class LibNftables:
         """Our table as `nft -j list table` prints it, with all elements; empty where it is absent. Raises NftError."""
         return await self.query(f"list table {TABLE}")
 
+    async def json(self) -> str:
+        """The same as text, not read. Raises NftError."""
+        return await self._call(self._list, f"list table {TABLE}", True) or ""
+
     async def query(self, command: str) -> list[dict[str, Any]]:
         """What `nft -j <command>` prints, of any table; empty where it is absent. Raises NftError."""
         return await self._call(self._query, command)  # type: ignore[no-any-return]
