@@ -25,23 +25,11 @@ from netagent import __version__, logs
 from netagent.agent.pages import Pages, encoded, tasks
 from netagent.agent.reading import Listing, Reading, both, lines, read, ruleset
 from netagent.agent.sync import Dataplane
-from netagent.core.replay import Situation, View, view_of
+from netagent.core.replay import FORMAT, TOP, About, Situation, View, view_of
 from netagent.core.tabletext import Snapshot, compare
 
-FORMAT = 1
-TOP = "netagent-dump"
 VIEW_LINES = 5000
 COMPRESSION = 5
-
-
-class About(Struct, frozen=True, kw_only=True):
-    """What a dump says of itself."""
-
-    format: int
-    version: str
-    node: str
-    at_s: float
-    notes: tuple[str, ...] = ()
 
 
 class _Moment(Struct, frozen=True):

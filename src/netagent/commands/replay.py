@@ -15,11 +15,10 @@ import msgspec
 import orjson
 from msgspec import structs
 
-from netagent.agent.dump import FORMAT, TOP, About
 from netagent.core import explain
 from netagent.core.livecheck import LiveAnswer, Packet, livecheck
 from netagent.core.parties import Cluster, Question, QuestionError, parse_question
-from netagent.core.replay import Replayed, Situation, View, replay
+from netagent.core.replay import FORMAT, TOP, About, Replayed, Situation, View, replay
 from netagent.core.tabletext import Difference, Table, compare, desired, listed, snapshot, text
 from netagent.ports import NetagentError
 

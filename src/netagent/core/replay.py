@@ -25,6 +25,21 @@ from netagent.records import (
     Upserted,
 )
 
+FORMAT = 1
+"""Of a dump; a file with another one is refused."""
+TOP = "netagent-dump"
+"""Directory in the archive."""
+
+
+class About(Struct, frozen=True, kw_only=True):
+    """What a dump says of itself."""
+
+    format: int
+    version: str
+    node: str
+    at_s: float
+    notes: tuple[str, ...] = ()
+
 
 class Situation(Struct, frozen=True, kw_only=True):
     """What the compiler needs beside the view."""
