@@ -12,9 +12,11 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         migrate,
         questions,
         replay,
+        status,
     )
 
     questions.add_commands(subparsers)
+    status.add_commands(subparsers)
     doctor.add_commands(subparsers)
     debug.add_commands(subparsers)
     replay.add_commands(subparsers)

@@ -25,6 +25,10 @@ class AskError(NetagentError):
 class UnreachableError(AskError):
     """Nobody answered at all."""
 
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
 
 class Readiness(Struct, kw_only=True):
     """Answer of /readyz."""
@@ -57,7 +61,8 @@ def exchange(
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreachableError(
             f"no answer from the agent at {address}: {reason}. Is it running on this node? "
-            "Give the address of its http.debug_port with --address."
+            "Give the address of its http.debug_port with --address.",
+            reason,
         ) from None
     finally:
         connection.close()
