@@ -101,7 +101,11 @@ def test_nobody_is_left_out_and_a_row_speaks_for_all_that_it_counts(view: list[U
     pods_here = [at for at, end in enumerate(matrix.ends) if end.kind == HERE]
     names_here = {matrix.ends[at].name for at in pods_here}
     assert all(names_here & {ip, str(one.key)} for ip, one in cluster.wired.items())
-    remote = [key for key in cluster.pods if str(key) not in names_here and tuple(cluster.owned_ips(key))]
+    remote = [
+        key
+        for key in cluster.pods
+        if (owned := set(cluster.owned_ips(key))) and str(key) not in names_here and not owned & cluster.wired.keys()
+    ]
     outsiders = {ip for ip in cluster.node_at if ip not in cluster.wired and cluster.owner(ip) is None}
     counted = Counter[str]()
     for end in matrix.ends:

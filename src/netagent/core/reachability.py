@@ -229,8 +229,10 @@ class _Run:
 
     def _elsewhere(self, here: Iterable[Key]) -> Steps:
         for number, key in enumerate(list(self._cluster.pods)):
-            if key not in self._named and tuple(self._cluster.owned_ips(key)) and (found := self._parties(key)):
-                self._enter(REMOTE, str(key), found)
+            if key not in self._named and tuple(self._cluster.owned_ips(key)):
+                found = self._parties(key)
+                if found and not any(party.local for party in found.values()):  # else a sandbox here has its address
+                    self._enter(REMOTE, str(key), found)
             if number % 8 == 0:
                 yield
         for ip in sorted(self._cluster.node_at):
