@@ -12,8 +12,7 @@ from netagent.ports import NetagentError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
-    parser = _parser()
-    options = parser.parse_args(argv)
+    options = make_parser().parse_args(argv)
     try:
         return int(options.run(options))
     except NetagentError as error:
@@ -23,8 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Of all commands."""
     from netagent import commands  # noqa: PLC0415 - keeps `import netagent.cli` cheap
+    from netagent.commands import completion  # noqa: PLC0415
     from netagent.lab import cli as lab  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="netagent", description="Node agent for Kubernetes networking.")
@@ -33,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_agent(subparsers)
     commands.add_commands(subparsers)
     lab.add_commands(subparsers)
+    completion.add_commands(subparsers, parser)
     return parser
 
 
