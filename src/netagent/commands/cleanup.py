@@ -4,14 +4,12 @@ import argparse
 import asyncio
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import orjson
-
 from netagent import config
+from netagent.commands.output import add_output, print_json
 from netagent.config import Config
 from netagent.ports import NetagentError
 
@@ -43,7 +41,7 @@ def add_commands(subparsers: Subparsers) -> None:
         "--flannel", action="store_true", help="also remove what node mode keeps under flannel's names for its return"
     )
     parser.add_argument("--force", action="store_true", help="even though an agent runs here: it will make it again")
-    parser.add_argument("--output", "-o", choices=("text", "json"), default="text")
+    add_output(parser)
     parser.set_defaults(run=_run)
 
 
@@ -86,7 +84,7 @@ async def _clean(loaded: Config, scope: "Scope", *, as_json: bool) -> int:
             print(_line(leftover, scope), flush=True)
     if as_json:
         items = [{"kind": one.kind, "name": one.name, "problem": one.problem} for one in found]
-        sys.stdout.write(orjson.dumps({"dry_run": scope.dry_run, "items": items}).decode() + "\n")
+        print_json({"dry_run": scope.dry_run, "items": items})
     elif not found:
         print("nothing of netagent's is here")
     return 1 if any(one.problem for one in found) else 0

@@ -3,6 +3,8 @@
 import argparse
 from typing import TypeAlias
 
+from netagent.commands.output import add_output
+
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -20,6 +22,7 @@ def add_commands(subparsers: Subparsers) -> None:
     way.add_argument("--to", dest="target", choices=["flannel"], help="flannel takes over again")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--config", default="", metavar="FILE", help="the agent's; NETAGENT_* variables count too")
+    add_output(parser)
     parser.set_defaults(run=_run)
 
 

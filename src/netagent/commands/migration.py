@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from netagent import config
 from netagent.agent.forward import remove_accepts
+from netagent.commands.output import print_json
 from netagent.core import migrate as plans
 from netagent.core.podnet import Step as RouteStep
 from netagent.disk.allocations import Allocations
@@ -53,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
         rules = flannel.FlannelRules()
         try:
             steps = Migration(loaded, rules, runner).steps(back=options.target is not None)
+            if options.output == "json":
+                return _run_as_json(steps, dry_run=options.dry_run)
             for step in steps:
                 print(f"{'would ' if options.dry_run else ''}{step.text}")
                 if not options.dry_run:
@@ -62,6 +65,21 @@ def run(options: argparse.Namespace) -> int:
     if not steps:
         print("nothing to do")
     return 0
+
+
+def _run_as_json(steps: Sequence[Step], *, dry_run: bool) -> int:
+    """Run them until one fails, and print which were done, or would be, and why no more were."""
+    done: list[str] = []
+    problem = ""
+    try:
+        for step in steps:
+            if not dry_run:
+                step.run()
+            done.append(step.text)
+    except NetagentError as error:
+        problem = str(error)
+    print_json({"dry_run": dry_run, "steps": done, "problem": problem})
+    return 1 if problem else 0
 
 
 class Migration:
