@@ -32,6 +32,8 @@ def add_commands(subparsers: Subparsers) -> None:
         "others, its vxlan devices and routes, the CNI configuration and executable, the socket. What others made is "
         "not touched. Repeating it does no harm. Pods that run keep their links unless --pods is given; they have no "
         "policy and no way to other nodes from then on, so drain the node first.",
+        epilog="Exit status: 0 nothing of netagent's is left (of what was asked for); 1 refused, or something could "
+        "not be removed.",
     )
     parser.add_argument("--config", default="", metavar="FILE", help="the agent's; NETAGENT_* variables count too")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")

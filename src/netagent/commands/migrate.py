@@ -16,6 +16,8 @@ def add_commands(subparsers: Subparsers) -> None:
         description="Run on the node (its network namespace, its /etc/cni and /var/lib). --from flannel: once the "
         "agent is ready in node mode. --to flannel: once the agent is stopped and flannel runs. See "
         "docs/migrate-from-flannel.md.",
+        epilog="Exit status: 0 done, or nothing to do; 1 refused, or a step failed: what was done until then stays, "
+        "and the command can be repeated.",
     )
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--from", dest="source", choices=["flannel"], help="netagent takes over")

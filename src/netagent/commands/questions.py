@@ -35,6 +35,8 @@ def _add_explain(subparsers: Subparsers) -> None:
         description="Ask the agent of this node whether a connection is allowed, by which policies and rules, what "
         "nearly matched, and whether the kernel's rules say the same. Each agent's kernel enforces the pods of its "
         "own node: ask on the node of the pod in question.",
+        epilog=f"Exit status: 0 answered; 1 no answer; {DENIED_STATUS} with --exit-code: not allowed on every IP "
+        "version.",
     )
     parser.add_argument("--from", required=True, dest="source", metavar="NS/POD|IP", help="who connects")
     parser.add_argument(
@@ -62,6 +64,7 @@ def _add_simulate(subparsers: Subparsers) -> None:
         help="what a NetworkPolicy would change, without applying it",
         description="Show which pairs of pods and ports would change verdict and which open flows of this node would "
         "be cut if NetworkPolicy documents were applied (or deleted). Nothing is applied.",
+        epilog="Exit status: 0 answered; 1 no answer, or the documents were refused.",
     )
     parser.add_argument(
         "-f",
