@@ -215,12 +215,13 @@ class _Run:
 
     def _enter_here(self, key: Key) -> None:
         found = self._parties(key)
-        if any(party.local for party in found.values()):
+        own = {ip for ip, wired in self._cluster.wired.items() if wired.key == key}
+        if found and own >= {party.ip for party in found.values()}:
             self._named.add(key)
             self._put_here(str(key), found)
             return
-        # Another pod has its name by now: whoever asks must name the address.
-        for ip in sorted(ip for ip, wired in self._cluster.wired.items() if wired.key == key):
+        # Another pod has its name, or one of its addresses, by now: whoever asks must name the address.
+        for ip in sorted(own):
             self._put_here(ip, {version_of(ip): party_at(self._cluster, ip)})
 
     def _put_here(self, name: str, found: Mapping[int, Party]) -> None:
