@@ -172,6 +172,15 @@ class PodNetwork:
             last_error=self._last_error,
         )
 
+    def way(self, subnet: str) -> str:
+        """How packets for another node's subnet go: vxlan or direct; "" where there is no way."""
+        return self._table.way(subnet) if self._table else ""
+
+    @property
+    def peer_problems(self) -> dict[str, str]:
+        """Why there is no way to a subnet, by subnet."""
+        return self._table.problems if self._table else {}
+
     async def run(self) -> None:
         """Until cancelled; what is in the kernel then stays."""
         with PodNetKernel(self._wake.set, flannel=takes_over_flannel(self._config)) as kernel:

@@ -13,16 +13,15 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct, structs
 
+from netagent.agent.clusterview import ClusterView
 from netagent.agent.proposals import BODY_MAX_BYTES, ProposalError, read_proposal
 from netagent.agent.sync import Dataplane
 from netagent.core import explain, simulate
 from netagent.core.livecheck import LiveAnswer, Packet, livecheck
-from netagent.core.parties import Cluster, Question, QuestionError, cluster_of, frozen, parse_question
-from netagent.core.policy import Policy, compile_policy
+from netagent.core.parties import Cluster, Question, QuestionError, frozen, parse_question
 from netagent.kernel import conntrack
 from netagent.kernel.conntrack import ConntrackError
 from netagent.ports import NftError
-from netagent.records import Key, NetworkPolicy
 
 COMMIT_WAIT_S = 2.0
 """How long a question waits for changes on their way to the kernel, so that both answers speak of the same state."""
@@ -47,25 +46,27 @@ def add_routes(
     node_name: str,
     overlay: bool,
     flows: Flows = conntrack.flows,
-) -> None:
-    """Serve questions about the dataplane's view. `overlay`: nodes reach remote pods through VXLAN of ours."""
-    questions = _Questions(dataplane, nft, node_name, overlay, flows)
+) -> ClusterView:
+    """Serve questions about the dataplane's view; what they are answered from is returned for others who ask.
+
+    `overlay`: nodes reach remote pods through VXLAN of ours.
+    """
+    view = ClusterView(dataplane, node_name, overlay=overlay)
+    questions = _Questions(dataplane, nft, view, flows)
     app.router.add_get("/debug/explain", questions.get_explain)
     app.router.add_post("/debug/simulate", questions.post_simulate)
+    return view
 
 
 class _Questions:
     """The two handlers."""
 
-    def __init__(self, dataplane: Dataplane, nft: Listing, node_name: str, overlay: bool, flows: Flows) -> None:
+    def __init__(self, dataplane: Dataplane, nft: Listing, view: ClusterView, flows: Flows) -> None:
         self._dataplane = dataplane
         self._nft = nft
-        self._node_name = node_name
-        self._overlay = overlay
+        self._view = view
         self._flows = flows
         self._one_at_a_time = asyncio.Lock()
-        self._understood: dict[Key, tuple[NetworkPolicy, Policy]] = {}
-        """Policies of the last question: the compiler's own are as of the last commit, which may be long ago."""
 
     async def get_explain(self, request: web.Request) -> web.Response:
         """200 with an explain.Explanation; 400 where the question is wrong."""
@@ -95,16 +96,6 @@ class _Questions:
 
     # Explain
 
-    def _cluster(self) -> Cluster:
-        store = self._dataplane.store
-        known = self._understood
-        self._understood = {
-            key: known[key] if key in known and known[key][0] is source else (source, compile_policy(source))
-            for key, source in store.policies.items()
-        }
-        policies = (policy for _, policy in self._understood.values())
-        return cluster_of(store, policies, self._node_name, overlay=self._overlay)
-
     async def _explain(self, question: Question) -> explain.Explanation:
         answer = await self._once(question)
         for _ in range(ATTEMPTS - 1):
@@ -114,13 +105,13 @@ class _Questions:
         return answer
 
     async def _once(self, question: Question) -> explain.Explanation:
-        explain.flows_of(self._cluster(), question)  # a wrong question waits for nothing
+        explain.flows_of(self._view.cluster(), question)  # a wrong question waits for nothing
         notes = await self._caught_up()
         try:
             listing = await self._nft.listing()
         except NftError as error:
-            return structs.replace(explain.explain(self._cluster(), question), notes=(*notes, str(error)))
-        return await self._compared(self._cluster(), question, listing, notes)
+            return structs.replace(explain.explain(self._view.cluster(), question), notes=(*notes, str(error)))
+        return await self._compared(self._view.cluster(), question, listing, notes)
 
     async def _compared(
         self, cluster: Cluster, question: Question, listing: Sequence[Mapping[str, Any]], notes: tuple[str, ...]
@@ -155,7 +146,7 @@ class _Questions:
     # Simulate
 
     async def _simulate(self, proposal: simulate.Proposal) -> simulate.Simulation:
-        cluster = frozen(self._cluster())
+        cluster = frozen(self._view.cluster())
         try:
             flows, problems = await self._flows(), []
         except ConntrackError as error:

@@ -81,6 +81,11 @@ class PeerTable:
         """Peers that have their entries."""
         return len(self._keys_of)
 
+    def way(self, subnet: str) -> str:
+        """How packets get there: vxlan or direct; "" where there is no way."""
+        peer = self._peers.get(subnet) if subnet in self._keys_of else None
+        return "" if peer is None else "vxlan" if peer.mac else "direct"
+
     @property
     def problems(self) -> dict[str, str]:
         """Why a lease's subnet has no entries, by subnet."""
