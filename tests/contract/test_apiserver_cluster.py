@@ -4,8 +4,7 @@ import asyncio
 import json
 import os
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,7 @@ import pytest
 
 from netagent.lab.apiserver import ApiServer, Settings
 from netagent.lab.apiserver.__main__ import _bound, url_of
-
-
-async def until(check: Callable[[], Awaitable[Any]], what: str) -> Any:
-    """Poll until `check` answers something true."""
-    deadline_s = time.monotonic() + 30
-    while time.monotonic() < deadline_s:
-        found = await check()
-        if found:
-            return found
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"not within 30 s: {what}")
+from support.waiting import until
 
 
 @asynccontextmanager

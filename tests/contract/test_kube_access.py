@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,29 +17,9 @@ from netagent.kube.client import ApiClient, ApiError, connect
 from netagent.kube.events import EventWriter, Note, set_network_available
 from netagent.kube.reflector import Reflector, Resource, resources
 from netagent.records import Change, Key, Kind, Listed, Node, Pod, Removed, Upserted
+from support.waiting import running, until
 
 DEADLINE_S = 40.0
-
-
-async def until(condition: Callable[[], Any], what: Any) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():  # noqa: ASYNC110 - any condition
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        pytest.fail(f"not within {DEADLINE_S} s: {what() if callable(what) else what}")
-
-
-@asynccontextmanager
-async def running(work: Any) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
-    try:
-        yield
-        if task.done():
-            task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 class Relay:

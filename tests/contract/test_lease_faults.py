@@ -18,7 +18,8 @@ from netagent.kube import leases
 from netagent.kube.events import EventWriter
 from netagent.kube.reflector import Reflector, resources
 from netagent.records import Change, Key, Kind, Node, Upserted
-from support.leasebed import Bed, Kept, Line, lease_bed, running, until
+from support.leasebed import Bed, Kept, Line, lease_bed
+from support.waiting import running, until
 
 ONE: tuple[str, ...] = ("10.244.5.0/24",)
 DURATION_S, GRACE_S = 3, 8.0

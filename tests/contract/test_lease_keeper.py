@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from netagent.kube import leases
-from support.leasebed import DEADLINE_S, Bed, lease_bed, running, until
+from support.leasebed import DEADLINE_S, Bed, lease_bed
+from support.waiting import running, until
 
 
 @pytest.fixture

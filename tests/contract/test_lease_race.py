@@ -15,7 +15,8 @@ import pytest
 from netagent.kube import leases
 from netagent.kube.reflector import Reflector, resources
 from netagent.records import Change, Kind
-from support.leasebed import Bed, Kept, lease_bed, running
+from support.leasebed import Bed, Kept, lease_bed
+from support.waiting import running
 
 NODES = 220
 DEADLINE_S = 240.0

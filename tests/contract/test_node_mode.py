@@ -1,8 +1,8 @@
 """Node mode against API servers: what the Node objects say is what counts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,12 @@ from netagent.kube.client import ApiClient, connect
 from netagent.kube.events import EventWriter
 from netagent.kube.reflector import Reflector, resources
 from netagent.records import Change, Key, Kind, Listed, Removed, SubnetLease, Upserted
+from support.waiting import running, until
 
 DEADLINE_S = 40.0
 POOLS = ("10.244.0.0/16", "fd44::/48")
 MAC = "12:c6:65:89:b4:e3"
 STRATEGIC = "application/strategic-merge-patch+json"
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():  # noqa: ASYNC110 - any condition
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        pytest.fail(f"not within {DEADLINE_S} s: {what}")
 
 
 class Counted(ApiClient):
@@ -103,18 +95,6 @@ class Bed:
     async def clean(self) -> None:
         for name in self.names:
             await self.client.delete(f"/api/v1/nodes/{name}")
-
-
-@asynccontextmanager
-async def running(work: Any) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
-    try:
-        yield
-        if task.done():
-            task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from netagent.kube.client import ApiClient, connect
 from netagent.kube.events import SUPPRESS_S, EventWriter, Note
 from netagent.kube.leasestore import LeaseStore
 from netagent.records import Key, Kind
-from support.leasebed import DEADLINE_S, until
+from support.leasebed import DEADLINE_S
+from support.waiting import until
 
 pytestmark = [pytest.mark.envtest, pytest.mark.kernel]
 

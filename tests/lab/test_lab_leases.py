@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from netagent.lab.cluster import Lab
 from netagent.lab.places import Place
 from netagent.lab.plan import Settings
 from netagent.lab.probe import Target
+from support.waiting import until
 
 pytestmark = [
     pytest.mark.lab,
@@ -41,14 +42,6 @@ async def town(make_pod: Callable[..., Object], make_namespace: Callable[[str], 
         await lab.add_external(EXTERNAL)
         await lab.pods_ready()
         yield lab
-
-
-async def until(holds: Callable[[], Awaitable[Any]], what: str) -> Any:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not (found := await holds()):
-        assert time.monotonic() < deadline_s, what
-        await asyncio.sleep(0.1)
-    return found
 
 
 async def inside(lab: Lab, index: int, *argv: str, stdin: str = "") -> tuple[int, str]:

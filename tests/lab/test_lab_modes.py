@@ -1,12 +1,12 @@
 """One half of the agent at a time: policy beside another network, a network beside another policy engine."""
 
 import asyncio
+import functools
 import json
 import os
 import socket
 import subprocess
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from netagent.kernel.netns import run_in_netns
 from netagent.lab.cluster import Lab
 from netagent.lab.nodes import LabNode
 from netagent.lab.plan import Settings
+from support.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernel]
 
@@ -25,13 +26,6 @@ FAMILIES = (4, 6)
 POLICY_ONLY = {"network": {"mode": "off"}, "cni": {"enabled": False}}
 NETWORK_ONLY = {"policy": {"enabled": False}}
 DEBIAN_PLUGINS = {name: f"/usr/lib/cni/{name}" for name in ("ptp", "bridge", "host-local")}
-
-
-async def until(what: str, condition: Callable[[], Awaitable[bool]]) -> None:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not await condition():
-        assert time.monotonic() < deadline_s, f"not within {DEADLINE_S:g} s: {what}"
-        await asyncio.sleep(0.05)
 
 
 def on(node: LabNode, *command: str) -> str:
@@ -51,7 +45,7 @@ async def ask(node: LabNode, path: str, port: int = 9099) -> tuple[int, Any]:
     sock.setblocking(False)
     reader, writer = await asyncio.open_connection(sock=sock)
     writer.write(
-        f"GET {path} HTTP/1.1\r\nHost: agent\r\nAccept: application/json\r\nConnection: close\r\n\r\n".encode()
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\nConnection: close\r\n\r\n".encode()
     )
     head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
     writer.close()
@@ -119,7 +113,7 @@ async def expect(lab: Lab, source: str, destination: str, *, allowed: bool) -> N
             verdict = await lab.probe(source, destination, 80, family=family, timeout_s=1.0)
             return verdict.allowed is allowed
 
-        await until(f"{source} -> {destination} v{family} {'allowed' if allowed else 'denied'}", holds)
+        await until(holds, f"{source} -> {destination} v{family} {'allowed' if allowed else 'denied'}")
 
 
 async def test_policy_is_enforced_on_pods_of_another_plugin(beside: Lab, make_pod: Callable[..., Object]) -> None:
@@ -160,7 +154,7 @@ async def test_policy_that_is_there_first_meets_new_pods_once_the_api_shows_thei
 async def test_policy_only_agents_are_ready_without_network_and_plugin(beside: Lab) -> None:
     lab = beside
     for node in lab.nodes:
-        await until("ready", lambda node=node: ready(node))  # type: ignore[misc]
+        await until(functools.partial(ready, node), "ready")
         _, health = await ask(node, "/readyz")
         assert list(health["parts"]) == ["dataplane"]
         _, watches = await ask(node, "/debug/state/watches", 9098)

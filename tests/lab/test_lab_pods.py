@@ -1,10 +1,9 @@
 """Pods of a lab: their addresses, what kubectl says of them, their traffic, their end."""
 
-import asyncio
 import ipaddress
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,18 +12,12 @@ from netagent.lab import pods
 from netagent.lab.cluster import Lab
 from netagent.lab.places import Place
 from netagent.lab.plan import Serving
+from support.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
 
 Object = dict[str, Any]
 DEADLINE_S = 30.0
-
-
-async def until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not await holds():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
-        await asyncio.sleep(0.05)
 
 
 def exists(place: Place) -> bool:

@@ -1,13 +1,10 @@
 """A namespace of leases on an API server, with the keepers that a test starts in it."""
 
-import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
-
-import pytest
 
 from netagent.agent.lease import LeaseKeeper
 from netagent.config import ApiConfig, NetworkConfig
@@ -16,18 +13,10 @@ from netagent.kube.client import ApiClient, Unreachable, connect
 from netagent.kube.clock import ServerClock
 from netagent.kube.reflector import Reflector, resources
 from netagent.records import Kind, SubnetLease
+from support.waiting import running, until
 
 DEADLINE_S = 40.0
 T = TypeVar("T")
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():  # noqa: ASYNC110 - any condition
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        pytest.fail(f"not within {DEADLINE_S} s: {what}")
 
 
 class Meddled(ApiClient):
@@ -195,18 +184,6 @@ class Kept:
     async def ready(self) -> str:
         await until(lambda: self.subnets and not self.keeper.problem, f"{self.node} holds a lease")
         return self.subnets[0]
-
-
-@asynccontextmanager
-async def running(work: Any) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
-    try:
-        yield
-        if task.done():
-            task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

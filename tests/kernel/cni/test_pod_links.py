@@ -13,6 +13,7 @@ from netagent.agent.podlinks import PodLinks
 from netagent.core.cni import HOST_MAC, host_ifname
 from netagent.kernel.netns import open_netns, run_in_netns
 from support.cnibed import Bed, addresses, has_link, sh, udp_socket
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -67,13 +68,6 @@ def answers() -> bool:
                 continue
             return False
     return True
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, what
-        await asyncio.sleep(0.02)
 
 
 async def is_right(bed: Bed) -> bool:

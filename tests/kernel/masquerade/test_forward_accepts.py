@@ -5,7 +5,6 @@ import contextlib
 import logging
 import re
 import subprocess
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,6 +14,7 @@ from netagent.agent import forward
 from netagent.agent.forward import ForwardAccepts, remove_accepts
 from netagent.kernel import forward as kernel_forward
 from support.podbed import Bed
+from support.waiting import until
 from support.words import policy, selector
 
 pytestmark = pytest.mark.kernel
@@ -58,9 +58,9 @@ class Service:
     async def start(self, pools: tuple[str, ...] = POOLS, *, first: bool = True) -> None:
         self.accepts = ForwardAccepts(pools, first=first)
         self._task = asyncio.create_task(self.accepts.run())
-        await until("it has looked", lambda: self.accepts.status.looks > 0)
+        await until(lambda: self.accepts.status.looks > 0, "it has looked")
         if pools:
-            await until("it watches", lambda: self.accepts.status.watching)
+            await until(lambda: self.accepts.status.watching, "it watches")
 
     async def ended(self) -> None:
         """It ends by itself."""
@@ -73,14 +73,6 @@ class Service:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-
-
-async def until(what: str, condition: object) -> None:
-    assert callable(condition)
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {DEADLINE_S:g} s: {what}"
-        await asyncio.sleep(0.02)
 
 
 @pytest_asyncio.fixture
@@ -126,7 +118,7 @@ async def test_removed_rules_come_back(bed: Bed, service: Service) -> None:
     assert sorted(accepted()) == OURS
     for command in (["-D", *OURS[0].split()[1:]], ["-D", *OURS[2].split()[1:]], ["-F", "FORWARD"]):
         run("iptables", *command)
-        await until("the rules are back", lambda: sorted(accepted()) == OURS)
+        await until(lambda: sorted(accepted()) == OURS, "the rules are back")
     assert run("iptables", "-S", "FORWARD").count("dport 22") == 0
     assert run("ip6tables", "-S", "FORWARD").count("dport 22") == 1
     await bed.expect(allowed=BOTH_WAYS)
@@ -137,17 +129,17 @@ async def test_a_chain_that_comes_or_denies_later_is_found(bed: Bed, service: Se
     assert service.accepts.status.chains == ()
     run("iptables", "-A", "FORWARD", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
     run("iptables", "-P", "FORWARD", "DROP")
-    await until("found", lambda: sorted(accepted()) == OURS[::2])
+    await until(lambda: sorted(accepted()) == OURS[::2], "found")
     run(
         "nft",
         "add table inet firewall; add chain inet firewall fw { type filter hook forward priority 5; policy drop; }",
     )
-    await until("found", lambda: run("nft", "list table inet firewall").count('accept comment "netagent"') == 4)
+    await until(lambda: run("nft", "list table inet firewall").count('accept comment "netagent"') == 4, "found")
     await bed.expect(allowed=BOTH_WAYS + WITHIN)
     run("nft", "delete table inet firewall")
     run("nft", "delete table ip filter")
     run("iptables", "-P", "FORWARD", "DROP")
-    await until("found again", lambda: sorted(accepted()) == OURS[::2])
+    await until(lambda: sorted(accepted()) == OURS[::2], "found again")
 
 
 async def test_a_chain_whose_last_rule_rejects_all_is_one_of_them(bed: Bed, service: Service) -> None:
@@ -178,7 +170,7 @@ async def test_when_the_chain_accepts_again_our_rules_go(bed: Bed, service: Serv
     iptables("-P", "FORWARD", "DROP")
     await service.start()
     iptables("-P", "FORWARD", "ACCEPT")
-    await until("they are gone", lambda: not accepted())
+    await until(lambda: not accepted(), "they are gone")
     await bed.expect(allowed=BOTH_WAYS)
 
 
@@ -241,7 +233,7 @@ async def test_rules_that_iptables_saved_and_restored_are_still_ours(bed: Bed, s
             saved = run(f"{tool}-save")
             await asyncio.to_thread(subprocess.run, [f"{tool}-restore"], input=saved, text=True, check=True)
         looks = service.accepts.status.looks
-        await until("it has looked again", lambda looks=looks: service.accepts.status.looks > looks)
+        await until(lambda looks=looks: service.accepts.status.looks > looks, "it has looked again")  # type: ignore[misc]
     assert sorted(rule for rule in accepted() if "dport" not in rule) == OURS
     await service.stop()
     await remove_accepts()
@@ -256,7 +248,7 @@ async def test_after_lost_notifications_the_audit_puts_them_back(
     iptables("-P", "FORWARD", "DROP")
     await service.start()
     iptables("-F", "FORWARD")
-    await until("the rules are back", lambda: sorted(accepted()) == OURS)
+    await until(lambda: sorted(accepted()) == OURS, "the rules are back")
 
 
 async def test_a_chain_that_nobody_else_may_change_is_said_and_keeps_nobody_from_the_others(
@@ -268,11 +260,11 @@ async def test_a_chain_that_nobody_else_may_change_is_said_and_keeps_nobody_from
         owner.stdin.write("add table inet firewall { flags owner; }\n")
         owner.stdin.write("add chain inet firewall fw { type filter hook forward priority 5; policy drop; }\n")
         owner.stdin.flush()
-        await until("it is there", lambda: "chain fw" in run("nft", "list ruleset"))
+        await until(lambda: "chain fw" in run("nft", "list ruleset"), "it is there")
         iptables("-P", "FORWARD", "DROP")
         with caplog.at_level(logging.WARNING):
             await service.start()
-            await until("said", lambda: "inet firewall fw" in service.accepts.status.problem)
+            await until(lambda: "inet firewall fw" in service.accepts.status.problem, "said")
         assert "by hand" in caplog.text
         assert sorted(accepted()) == OURS
     finally:

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
 from msgspec.structs import replace
@@ -13,6 +13,7 @@ from netagent.config import NetworkConfig
 from netagent.kernel.rtnetlink import Refusal, Request, Rtnetlink
 from netagent.records import Key, SubnetLease
 from support.podnetbed import sh
+from support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -94,12 +95,6 @@ async def network(traced: None) -> AsyncIterator[PodNetwork]:
     sh("ip route flush proto 78", check=False)
 
 
-async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not what():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def burst(network: PodNetwork, own: tuple[SubnetLease, ...], states: list[tuple[SubnetLease, ...]]) -> None:
     for peers in states:
         network.update(own, peers, ("192.168.0.1",))
@@ -119,7 +114,7 @@ async def test_bursts_cost_what_changed_and_leave_nothing(network: PodNetwork, m
     first = peers.leases[1]
     own = (replace(first, key=Key("kube-system", "own"), subnet="10.255.0.0/24", holder="node-0"),)
     network.update(own, tuple(peers.leases.values()), ("192.168.0.1",))
-    await until(lambda: network.status.peers == PEERS and not network.status.last_error)
+    await until(lambda: network.status.peers == PEERS and not network.status.last_error, "all peers are joined")
     await idle(network)
 
     asked.count = 0
@@ -132,7 +127,7 @@ async def test_bursts_cost_what_changed_and_leave_nothing(network: PodNetwork, m
     for _ in range(6):
         asked.count = 0
         await burst(network, own, peers.turns(renewal=False))
-        await until(lambda: asked.count >= 3 * PEERS)
+        await until(lambda: asked.count >= 3 * PEERS, "three rounds over all peers")
         await idle(network)
         assert asked.count == 3 * PEERS  # neighbour changed, forwarding entry added and removed
         gc.collect()
