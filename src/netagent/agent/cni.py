@@ -37,6 +37,8 @@ log = logging.getLogger("netagent.cni")
 
 MAX_BODY_BYTES = 1 << 20
 """Of a network configuration, as in the executable."""
+ADMIT_MARGIN_S = 0.5
+"""After `admit_timeout_s` the policy itself gives up, and says what it waited for; a moment later nobody waits."""
 POLL_S = 0.05
 """Between two looks at whether the pod network is ready."""
 AUDIT_S = 30.0
@@ -342,7 +344,7 @@ class CniServer:
 
     async def _admit(self, endpoint: Endpoint) -> None:
         try:
-            async with asyncio.timeout(self._config.admit_timeout_s):
+            async with asyncio.timeout(self._config.admit_timeout_s + ADMIT_MARGIN_S):
                 await self._policy.admit(endpoint)
         except TimeoutError:
             raise CniError(

@@ -12,7 +12,6 @@ however this node's is set; and not while the watch says that the lease is gone 
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Never
 
@@ -23,6 +22,7 @@ from netagent.core import lease as rules
 from netagent.kube import leases
 from netagent.kube.backoff import Backoff
 from netagent.kube.client import ApiClient, ApiError, Unreachable
+from netagent.kube.clock import since_boot_s
 from netagent.kube.leases import Tenant
 from netagent.kube.leasestore import LeaseStore, Stored
 from netagent.kube.wire import DecodeError
@@ -57,11 +57,6 @@ class _Held(Struct, frozen=True):
     """By `elapsed`: nothing is given out after that, whatever the clocks say by then."""
 
 
-def _since_boot_s() -> float:
-    """Runs on while the machine sleeps, and nobody can set it."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class LeaseKeeper:
     """Keeps one subnet of each configured family for this node.
 
@@ -81,7 +76,7 @@ class LeaseKeeper:
         on_change: Callable[[tuple[SubnetLease, ...]], None],
         on_loss: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] | None = None,
-        elapsed: Callable[[], float] = _since_boot_s,
+        elapsed: Callable[[], float] = since_boot_s,
         rng: random.Random | None = None,
     ) -> None:
         self._store = LeaseStore(api, network.lease_namespace)

@@ -5,7 +5,6 @@ Nothing here retries: callers know what a failure means to them. No error text a
 
 import asyncio
 import socket
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -301,18 +300,18 @@ def _refusal(call: _Call, response: aiohttp.ClientResponse, content: bytes) -> A
     except MALFORMED:
         status = Status(message=content[:200].decode("utf-8", "replace").strip())
     reason = status.reason or response.reason or ""
-    retry_after_s = _retry_after_s(response.headers.get("Retry-After", ""))
+    retry_after_s = _retry_after_s(response.headers.get("Retry-After", ""), response.headers.get("Date", ""))
     return ApiError(str(call), response.status, reason, status.message or "", retry_after_s)
 
 
-def _retry_after_s(text: str) -> float:
-    """Seconds, or the moment itself as proxies may write it. Source: RFC 9110, 10.2.3."""
+def _retry_after_s(text: str, date: str) -> float:
+    """Seconds, or the moment itself as proxies may write it, by the answer's own Date. Source: RFC 9110, 10.2.3."""
     try:
         asked_s = float(text)
     except ValueError:
         try:
-            asked_s = parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, OverflowError):
+            asked_s = (parsedate_to_datetime(text) - parsedate_to_datetime(date)).total_seconds()
+        except (ValueError, OverflowError, TypeError):
             return 0.0
     return asked_s if 0 < asked_s < float("inf") else 0.0
 

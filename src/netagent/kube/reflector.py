@@ -31,6 +31,9 @@ HEALTHY_S = 5.0
 STEADY_S = 1.0
 """A watch that is open for this long works, and what was wrong before is over. One that ends after it and before
 HEALTHY_S is opened again within this time: news must not wait long, and the server is asked once a second at most."""
+FRUITLESS = 3
+"""After so many watches in a row that opened and soon broke, the collection is listed: some proxies let no stream
+pass, and news would never come."""
 RELIST_STATUS = (200, 400, 410, 422)
 """Answers to a watch that the same resourceVersion would get again: unreadable, refused, expired."""
 LIST_SLICE = 64
@@ -72,7 +75,7 @@ class ReflectorStatus(Struct, frozen=True, kw_only=True):
     objects: int
     resource_version: str
     silent_s: float
-    """Since the last byte from the server: what happened up to then is known here."""
+    """Since the server last sent a list, a frame or a bookmark: what happened up to then is known here."""
 
 
 class _Garbled(NetagentError):
@@ -242,7 +245,9 @@ class Reflector:
         pause_s = self._backoff.next_s(error.retry_after_s if isinstance(error, ApiError) else 0.0)
         if isinstance(error, TooLarge | TimedOut):
             self._page_size = max(1, self._page_size // 2)
-        if isinstance(error, _Expired | _Garbled) or (isinstance(error, ApiError) and error.status in RELIST_STATUS):
+        fruitless = self._opened_s is not None and self._backoff.attempts >= FRUITLESS
+        refused = isinstance(error, ApiError) and error.status in RELIST_STATUS
+        if fruitless or refused or isinstance(error, _Expired | _Garbled):
             self._resume = ""
         # An expired resourceVersion is everyday life after an outage, and a second failure in a row is no news.
         expired = isinstance(error, _Expired) or (isinstance(error, ApiError) and error.gone)
@@ -271,6 +276,7 @@ class Reflector:
         yet is accepted, and says nothing until it has.
         """
         page = await self._page("", 1)
+        self._heard()
         if _number(page.metadata.resource_version) < (_number(self._resume) or 1):
             self._resume = ""
         self._doubted = False
@@ -350,7 +356,7 @@ class Reflector:
         )
         async with aclosing(watch) as batches:
             async for batch in batches:
-                received_s = self._heard()
+                received_s = self._heard() if batch else self._clock()
                 if self._opened_s is None:
                     self._opened_s = received_s
                     self._steady = asyncio.get_running_loop().call_later(STEADY_S, self._recovered)
