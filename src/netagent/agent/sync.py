@@ -18,6 +18,7 @@ from netagent.config import PolicyConfig
 from netagent.core.compiler import Compiler
 from netagent.core.frame import STAMP, FrameSettings
 from netagent.core.generation import Stamp, must_clear, of_kernel
+from netagent.core.latency import LatencyRing
 from netagent.core.render import elements_alone, render, replacement
 from netagent.core.store import FINISHED, Dirty, Store, same_pod
 from netagent.kernel import ctmarks
@@ -97,6 +98,8 @@ class Dataplane:
         self.store = Store()
         self.compiler = Compiler(self.store, frame, node_name)
         self.transactions: list[Transaction] = []
+        self.latencies = LatencyRing()
+        """Of events, from their arrival to the commit that covers them; on the clock of time.monotonic."""
         self._nft = nft
         self._config = config
         self._metrics = metrics
@@ -220,6 +223,11 @@ class Dataplane:
             maps=maps,
             counters=frozenset(ruleset.counters),
         )
+
+    @property
+    def changes(self) -> int:
+        """Changes of the view and of this node's subnets until now: equal numbers, equal views."""
+        return self._changes
 
     @property
     def ready(self) -> bool:
@@ -430,7 +438,9 @@ class Dataplane:
         now_s = time.monotonic()
         if not first:
             for kind, received_s in pending:
-                self._metrics.convergence.labels(kind).observe(max(0.0, now_s - received_s))
+                latency_s = max(0.0, now_s - received_s)
+                self._metrics.convergence.labels(kind).observe(latency_s)
+                self.latencies.observe(now_s, latency_s)
         metrics, ruleset = self._metrics, self.compiler.ruleset
         metrics.generation.set(self._stamp.value if self._stamp else 0)
         metrics.objects.labels("chain").set(len(ruleset.chains))
