@@ -32,8 +32,8 @@ STEADY_S = 1.0
 """A watch that is open for this long works, and what was wrong before is over. One that ends after it and before
 HEALTHY_S is opened again within this time: news must not wait long, and the server is asked once a second at most."""
 FRUITLESS = 3
-"""After so many watches in a row that opened and soon broke, the collection is listed: some proxies let no stream
-pass, and news would never come."""
+"""After so many watches in a row that opened and broke without a frame, the collection is listed: some proxies let no
+stream pass, and news would never come."""
 RELIST_STATUS = (200, 400, 410, 422)
 """Answers to a watch that the same resourceVersion would get again: unreadable, refused, expired."""
 LIST_SLICE = 64
@@ -181,6 +181,8 @@ class Reflector:
         self._page_size = settings.page_size
         self._revision = 0
         """The newest resourceVersion that the server has named, as a number."""
+        self._fruitless = 0
+        """Watches since the last list or frame that were opened and broke."""
         self._doubted = False
         """Nothing came for too long: the server may count from an older state than ours."""
 
@@ -245,9 +247,9 @@ class Reflector:
         pause_s = self._backoff.next_s(error.retry_after_s if isinstance(error, ApiError) else 0.0)
         if isinstance(error, TooLarge | TimedOut):
             self._page_size = max(1, self._page_size // 2)
-        fruitless = self._opened_s is not None and self._backoff.attempts >= FRUITLESS
+        self._fruitless += self._opened_s is not None
         refused = isinstance(error, ApiError) and error.status in RELIST_STATUS
-        if fruitless or refused or isinstance(error, _Expired | _Garbled):
+        if self._fruitless >= FRUITLESS or refused or isinstance(error, _Expired | _Garbled):
             self._resume = ""
         # An expired resourceVersion is everyday life after an outage, and a second failure in a row is no news.
         expired = isinstance(error, _Expired) or (isinstance(error, ApiError) and error.gone)
@@ -316,6 +318,7 @@ class Reflector:
         self._resume = page.metadata.resource_version
         self._page_size = min(self._settings.page_size, self._page_size * 2)
         self._lists += 1
+        self._fruitless = 0
         if self._lists == 1:
             self._emit(Listed(self._kind))
 
@@ -362,6 +365,7 @@ class Reflector:
                     self._steady = asyncio.get_running_loop().call_later(STEADY_S, self._recovered)
                 for frame in batch:
                     self._take(frame, received_s)
+                    self._fruitless = 0
 
     def _take(self, frame: Frame, received_s: float) -> None:
         """Deliver one frame. Raises _Expired, _Garbled, ApiError."""
