@@ -42,7 +42,7 @@ from netagent.agent.pages import Pages
 from netagent.agent.podlinks import PodLinks
 from netagent.agent.podmtu import PodMtu
 from netagent.agent.policyevents import PolicyEvents
-from netagent.agent.reading import RulesetPage
+from netagent.agent.reading import PatientReader, RulesetPage
 from netagent.agent.sync import Dataplane
 from netagent.agent.views import plain
 from netagent.config import Config
@@ -222,7 +222,7 @@ class Agent:
         self._add_debug_routes(origins)
 
     def _add_debug_routes(self, origins: Mapping[str, str]) -> None:
-        dataplane, reader = self.dataplane, self._reader
+        dataplane, reader = self.dataplane, PatientReader(self.dataplane, self._reader)
         questions.add_routes(self._debug, dataplane, reader, node_name=self.node_name, overlay=self._network_on)
         pages = Pages(self.config, origins, self._sections(), lambda: views.sizes(dataplane))
         pages.add_routes(self._debug)

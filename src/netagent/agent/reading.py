@@ -7,7 +7,7 @@ in a thread too. On the event loop only a copy is taken: some milliseconds for 2
 import asyncio
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
 from aiohttp import web
@@ -21,6 +21,8 @@ from netagent.ports import NftError
 
 COMMIT_WAIT_S = 2.0
 """How long a reading waits for changes on their way to the kernel."""
+PATIENCE_S = 5.0
+HOLD_S = 5.0
 ATTEMPTS = 3
 """Where a commit came in between, both sides are read again."""
 
@@ -28,13 +30,61 @@ T = TypeVar("T")
 
 
 class Listing(Protocol):
-    """What a reading asks of nftables."""
+    """What is read of nftables."""
 
     async def text(self) -> str:
         """Our table as `nft list table` prints it; empty where it is absent. Raises NftError."""
 
     async def json(self) -> str:
         """The same as `nft -j list table` prints it. Raises NftError."""
+
+
+class PatientReader:
+    """Reads our table beside commits, and gets through where they come faster than it can be read.
+
+    libnftables starts over whenever a transaction comes in between. Under churn on a large table it would never end, so
+    after PATIENCE_S commits are held, for HOLD_S at most.
+    """
+
+    def __init__(self, dataplane: Dataplane, nft: "Everything") -> None:
+        """`nft`: not the one that commits go through."""
+        self._dataplane = dataplane
+        self._nft = nft
+        self._one_at_a_time = asyncio.Lock()
+
+    async def text(self) -> str:
+        """Our table as `nft list table` prints it. Raises NftError."""
+        return await self._through(self._nft.text)
+
+    async def json(self) -> str:
+        """The same as `nft -j list table` prints it. Raises NftError."""
+        return await self._through(self._nft.json)
+
+    async def listing(self) -> list[dict[str, Any]]:
+        """The same, decoded. Raises NftError."""
+        return await self._through(self._nft.listing)
+
+    async def _through(self, reading: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async with self._one_at_a_time:
+            task = asyncio.create_task(reading())
+            done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
+            if not done:
+                with self._dataplane.held():
+                    await asyncio.wait({task}, timeout=HOLD_S)
+            if not task.done():
+                task.cancel()
+                raise NftError(
+                    f"table inet netagent could not be read within {PATIENCE_S + HOLD_S:g} s: another program changes "
+                    "nftables all the time. Nothing was changed; try again, or find it with `nft monitor`."
+                )
+            return task.result()
+
+
+class Everything(Listing, Protocol):
+    """All ways to read."""
+
+    async def listing(self) -> list[dict[str, Any]]:
+        """Our table as `nft -j list table` prints it, decoded. Raises NftError."""
 
 
 class Kernel(Struct, frozen=True):

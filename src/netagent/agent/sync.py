@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from msgspec import Struct
 
@@ -133,6 +133,8 @@ class Dataplane:
         self._pending: list[tuple[Kind, float]] = []
         self._causes = Causes(metrics.slow_events)
         self._batch = Batch()
+        self._free = asyncio.Event()
+        self._free.set()
         self._under_way_s: float | None = None
         """Since when (clock) an attempt has been under way."""
         self._progress = asyncio.Condition()
@@ -201,6 +203,15 @@ class Dataplane:
         target = self._changes
         async with self._progress:
             await self._progress.wait_for(lambda: self._covered >= target)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """No commit begins meanwhile: for a moment, by one at a time, and only where there is no other way."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
 
     def distrust(self, cause: str) -> None:
         """Somebody else changed our table, or may have: replace it whole, at once."""
@@ -295,6 +306,7 @@ class Dataplane:
             if not self._restored or not self._kinds <= self.store.listed:
                 self._wake.clear()
                 continue
+            await self._free.wait()
             self._under_way_s = self._clock()
             await self._settle()
             self._wake.clear()
