@@ -21,7 +21,8 @@ class AgentState(Struct, frozen=True, kw_only=True):
     started_s: float = 0.0
     now_s: float = 0.0
     not_ready: dict[str, str] = {}
-    generation: int = 0
+    generation: int | None = None
+    """None: nothing is in the kernel yet."""
     objects: dict[str, int] = {}
 
 
@@ -148,7 +149,7 @@ def status(
         parts=dict(parts),
         remarks=dict(remarks),
         uptime_s=max(0.0, agent.now_s - agent.started_s) if agent.started_s and agent.now_s else None,
-        generation=agent.generation if state else None,
+        generation=agent.generation,
         objects=agent.objects,
         watches=known.watches,
         leases=known.leases,

@@ -101,7 +101,7 @@ def _reason(error: str) -> str:
 def link(kind: str) -> Trial:
     """A link of a kind that needs no further words."""
     info = nested(links.IFLA_LINKINFO, text(links.IFLA_INFO_KIND, kind))
-    body = links.IFINFO.pack(0, 0, 0, 0, 0) + text(links.IFLA_IFNAME, "probe") + info
+    body = links.IFINFO.pack(0, 0, 0, 0, 0) + text(links.IFLA_IFNAME, f"p-{kind}"[:15]) + info
     return _requests([Request(links.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)])
 
 
