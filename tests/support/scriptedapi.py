@@ -1,6 +1,7 @@
 """An API server that plays a script, and a reflector in front of it."""
 
 import asyncio
+import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -36,7 +37,10 @@ def failure(code: int, reason: str) -> dict[str, Any]:
 
 
 class ScriptedServer:
-    """Answers lists and watches from two queues; the last entry of a queue is repeated."""
+    """Answers lists and watches from two queues; the last entry of a queue is repeated.
+
+    A list is a tree, bytes, or a function of the query that returns one of them, perhaps later.
+    """
 
     def __init__(self) -> None:
         self.lists: list[Any] = [page("1")]
@@ -55,6 +59,8 @@ class ScriptedServer:
         answer = self.lists.pop(0) if len(self.lists) > 1 else self.lists[0]
         if callable(answer):
             answer = answer(query)
+        if inspect.isawaitable(answer):
+            answer = await answer
         if isinstance(answer, bytes):
             return web.Response(body=answer)
         return web.json_response(answer, status=answer.get("code", 200) if answer.get("kind") == "Status" else 200)

@@ -185,7 +185,7 @@ class ApiClient:
         data = None if body is None else msgspec.json.encode(body)
         call = _Call(method, path, self._timeout, params or {}, data, content_type)
         async with self._open(call) as response:
-            content = await _read(response, call)
+            content = await _read(response, call, MAX_ANSWER_BYTES + 1)
             if len(content) > MAX_ANSWER_BYTES:
                 raise TooLarge(str(call), response.status, "TooLarge", f"more than {MAX_ANSWER_BYTES} bytes")
         decoder = self._decoders.get(into)
@@ -282,7 +282,7 @@ def _kind_of(error: Exception) -> type[Unreachable]:
     return TimedOut if isinstance(error, TimeoutError) else Unreachable
 
 
-async def _read(response: aiohttp.ClientResponse, call: _Call, limit: int = MAX_ANSWER_BYTES + 1) -> bytes:
+async def _read(response: aiohttp.ClientResponse, call: _Call, limit: int) -> bytes:
     """The body; of a longer one its first `limit` bytes or a little more."""
     content = bytearray()
     try:
