@@ -32,7 +32,7 @@ class Right(Struct, frozen=True, order=True, gc=False):
 
 def rights(config: Config) -> tuple[Right, ...]:
     """What an agent with this configuration asks for; the roles in manifests/ grant this and no more."""
-    found: set[Right] = set()
+    found = _each(("create", "patch"), "", "events")
     network, joins = config.network, config.network.mode != "off"
     pods_known = config.policy.enabled or not config.cni.enabled or (network.mode == "node" and network.host_local_dir)
     if pods_known:
@@ -42,7 +42,6 @@ def rights(config: Config) -> tuple[Right, ...]:
         found |= _each(("list", "watch"), "networking.k8s.io", "networkpolicies")
     if joins:
         found |= _each(("get", "list", "watch"), "", "nodes") | _each(("patch",), "", "nodes/status")
-        found |= _each(("create", "patch"), "", "events")
     if network.mode in ("lease", "auto"):
         verbs = ("get", "list", "watch", "create", "update", "delete")
         found |= _each(verbs, "coordination.k8s.io", "leases", network.lease_namespace)
