@@ -4,7 +4,7 @@ VENV    ?= .venv
 PY       = $(VENV)/bin/python
 SHIM     = src/netagent/cni/netagent-cni
 PACKAGES = python3 python3-venv python3-nftables gcc libc6-dev iproute2 nftables iptables conntrack iputils-ping \
-           containernetworking-plugins iperf3 ipset curl
+           containernetworking-plugins iperf3 ipset curl chromium
 DIR     ?= tests/netpol
 CASES   ?=
 

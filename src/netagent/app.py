@@ -38,6 +38,7 @@ from netagent.agent.lease import LOST, LeaseKeeper
 from netagent.agent.mode import choose_mode
 from netagent.agent.network import PodNetwork
 from netagent.agent.nodenet import NodeNet
+from netagent.agent.page import StatusPage
 from netagent.agent.pages import Pages
 from netagent.agent.podlinks import PodLinks
 from netagent.agent.podmtu import PodMtu
@@ -223,7 +224,15 @@ class Agent:
 
     def _add_debug_routes(self, origins: Mapping[str, str]) -> None:
         dataplane, reader = self.dataplane, PatientReader(self.dataplane, self._reader)
-        questions.add_routes(self._debug, dataplane, reader, node_name=self.node_name, overlay=self._network_on)
+        view = questions.add_routes(self._debug, dataplane, reader, node_name=self.node_name, overlay=self._network_on)
+        StatusPage(
+            dataplane,
+            view,
+            node_name=self.node_name,
+            ready=self.ready,
+            network=self.pod_network if self._network_on else None,
+            drop_log=self.drop_log,
+        ).add_routes(self._debug)
         pages = Pages(self.config, origins, self._sections(), lambda: views.sizes(dataplane))
         pages.add_routes(self._debug)
         RulesetPage(dataplane, reader).add_routes(self._debug)
