@@ -149,7 +149,7 @@ def test_probes_and_scrapes_find_the_port() -> None:
     assert container["ports"] == [
         {"name": "metrics", "containerPort": config.HttpConfig().port, "hostPort": 9099, "protocol": "TCP"}
     ]
-    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "metrics"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
     monitor = msgspec.convert(of_kind(documents("monitoring.yaml"), "PodMonitor")["spec"], PodMonitorSpec)
     assert [(one.port, one.path) for one in monitor.pod_metrics_endpoints] == [("metrics", "/metrics")]
