@@ -35,10 +35,13 @@ Fault = Callable[["FaultyApi", web.Request, Asked], Awaitable[web.StreamResponse
 
 
 class FaultyApi:
-    """Listens on 127.0.0.1; the port stays the same when it is stopped and started again."""
+    """Listens on loopback; the port stays the same when it is stopped and started again."""
 
-    def __init__(self, upstream: str, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, upstream: str, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.upstream = upstream
+        self.host = host
         self.port = port
         self.tls = tls
         self.fault: Fault | None = None
@@ -52,7 +55,7 @@ class FaultyApi:
 
     @property
     def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
     async def start(self) -> None:
         """Serve; nothing if it does already."""
@@ -65,7 +68,7 @@ class FaultyApi:
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0.01, access_log=None)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.tls).start()
+        await web.TCPSite(self._runner, self.host, self.port, ssl_context=self.tls).start()
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:

@@ -16,6 +16,7 @@ from aiohttp import web
 from netagent.config import ApiConfig
 from netagent.kube.auth import Credentials, CredentialsError
 from netagent.kube.client import ApiError, Silent, Unreachable, connect
+from support.certificates import make_certificate
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SECRET = "s3cret-token"
@@ -166,25 +167,6 @@ async def test_a_rotated_authority_is_trusted_without_a_restart(
             assert (await api.get_json("/", dict))["path"] == "/"
     finally:
         await runner.cleanup()
-
-
-def make_certificate(stem: Path) -> Path:
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    files = ["-keyout", str(stem.with_suffix(".key")), "-out", str(stem.with_suffix(".crt"))]
-    names = ["-subj", f"/CN={stem.name}", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command, *files, *names], check=True, capture_output=True)
-    return stem
 
 
 @pytest.mark.parametrize(
