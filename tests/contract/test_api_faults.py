@@ -269,3 +269,21 @@ async def test_a_wall_clock_that_is_set(site: Site, jump_s: int) -> None:
     assert all(count < 5 + 2 * lasted_s for count in site.proxy.counts(began_s).values())
     site.write_clock(0)
     await site.ready()
+
+
+async def test_a_server_that_was_set_back_to_a_backup(site: Site) -> None:
+    """The state of the backup is the truth, though its numbers are below those that the agent knows."""
+    allowed = await site.reaches()
+    backup = site.cluster.copy()
+    await backup.start()
+    site.allow(not allowed)
+    await site.follows(not allowed)
+    assert backup.server.store.revision < site.cluster.server.store.revision
+    began_s = time.monotonic()
+    await site.replace(backup)
+    await site.follows(allowed)
+    await site.ready()
+    assert "went back to an older state" in site.log()
+    assert_bounded(site, began_s)
+    site.allow(not allowed)
+    await site.follows(not allowed)

@@ -78,6 +78,15 @@ class Cluster:
     async def stop(self) -> None:
         await self.server.stop()
 
+    def copy(self) -> "Cluster":
+        """Another API server with the same objects, which counts from the beginning."""
+        copied = Cluster()
+        for table in self.server.store.tables():
+            for row in self.server.store.scan(table):
+                meta = row.obj["metadata"]
+                copied.server.store.put(table, (meta.get("namespace", ""), meta["name"]), row.obj)
+        return copied
+
     def put(self, plural: str, tree: dict[str, Any]) -> dict[str, Any]:
         """Create it, or bring it to this spec and status; the object as stored."""
         registry = self.server.registry
@@ -157,6 +166,13 @@ class Site:
         await self._http.close()
         await self.proxy.close()
         await self.cluster.stop()
+
+    async def replace(self, cluster: Cluster) -> None:
+        """Behind the proxy another API server answers from now on; this one ends."""
+        before, self.cluster = self.cluster, cluster
+        self.proxy.upstream = cluster.url
+        self.proxy.break_off()
+        await before.stop()
 
     # The agent
 
