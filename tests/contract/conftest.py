@@ -287,6 +287,51 @@ def _start_kube_apiserver(program: Path, home: Path, etcd_url: str) -> tuple[Api
     return Api("real", url, token, home / "kubeconfig", ca, etcd_url, str(home / "audit.log")), process
 
 
+class ControlPlane:
+    """An etcd and a kube-apiserver of a test's own, which can be set back to an earlier state.
+
+    Each start makes an API server with another address, certificate and token.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._assets = Path(os.environ["KUBEBUILDER_ASSETS"])
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> Api:
+        etcd_url = f"http://127.0.0.1:{_free_port()}"
+        self._processes.append(_start_etcd(self._assets / "etcd", self._home, etcd_url))
+        api, process = _start_kube_apiserver(self._assets / "kube-apiserver", self._home, etcd_url)
+        self._processes.append(process)
+        _wait_until_ready(api.url, api.token, api.ca, process, self._home / "apiserver.log")
+        return api
+
+    def stop(self) -> None:
+        for process in reversed(self._processes):
+            _stop(process)
+        self._processes.clear()
+
+    def back_up(self) -> None:
+        """Copy etcd's files as they are at one moment."""
+        self._processes[0].send_signal(signal.SIGSTOP)
+        shutil.copytree(self._home / "etcd", self._home / "backup")
+        self._processes[0].send_signal(signal.SIGCONT)
+
+    def restore(self) -> None:
+        """While it is stopped: back to the copy."""
+        shutil.rmtree(self._home / "etcd")
+        shutil.move(self._home / "backup", self._home / "etcd")
+
+
+@pytest.fixture
+def control_plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    """Not started yet."""
+    plane = ControlPlane(tmp_path)
+    yield plane
+    plane.stop()
+    shutil.rmtree(tmp_path / "etcd", ignore_errors=True)
+
+
 @pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.envtest)])
 def api(request: pytest.FixtureRequest) -> Api:
     """Each of the two servers in turn."""

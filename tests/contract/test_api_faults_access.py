@@ -15,7 +15,7 @@ import pytest
 from netagent.config import ApiConfig
 from netagent.kube.client import ApiClient, Silent, Unreachable, connect
 from netagent.kube.reflector import Reflector, resources
-from netagent.records import Change, Kind, Upserted
+from netagent.records import Change, Kind, Removed, Upserted
 from support.certificates import make_certificate
 from support.cnibed import sh
 from support.faultbed import Cluster, until
@@ -222,6 +222,53 @@ async def test_a_client_certificate_is_replaced(access: Access, tmp_path: Path) 
             assert access.reflector.status.last_error, "certificate and key do not fit: half a rotation"
             install(new)
             await access.sees_news()
+
+
+@pytest.mark.envtest
+async def test_a_control_plane_rebuilt_from_a_backup(control_plane: Any, tmp_path: Path) -> None:
+    """Address, certificate and token are others, and the state is the backup's: a real API server."""
+    kubeconfig = tmp_path / "access.kubeconfig"
+    kept: dict[str, str] = {}
+
+    def emit(change: Change) -> None:
+        if isinstance(change, Upserted):
+            kept[change.record.key.name] = str(getattr(change.record, "labels", {}))
+        elif isinstance(change, Removed):
+            del kept[change.key.name]
+
+    first = await asyncio.to_thread(control_plane.start)
+    kubeconfig.write_bytes(Path(first.kubeconfig).read_bytes())  # noqa: ASYNC240
+    await put_namespaces(first, {"same": "1", "changed": "1", "deleted-later": "1"})
+    config = ApiConfig(kubeconfig=str(kubeconfig), backoff_cap_s=0.5, watch_silence_s=3.0)
+    async with connect(config) as api:
+        reflector = Reflector(api, resources("kube-system")[Kind.NAMESPACE], emit, config)
+        task = asyncio.create_task(reflector.run())
+        await until(lambda: "changed" in kept, lambda: reflector.status)
+        control_plane.back_up()
+        await put_namespaces(first, {"changed": "2", "new-later": "1", **{f"filler-{n}": "1" for n in range(60)}})
+        await until(lambda: "filler-59" in kept and "2" in kept["changed"], lambda: reflector.status)
+        await asyncio.to_thread(control_plane.stop)
+        await until(lambda: reflector.status.last_error, lambda: reflector.status)
+        assert len(kept) > 60
+        control_plane.restore()
+        second = await asyncio.to_thread(control_plane.start)
+        kubeconfig.write_bytes(Path(second.kubeconfig).read_bytes())  # noqa: ASYNC240
+        await until(lambda: "new-later" not in kept and "1" in kept["changed"], lambda: reflector.status)
+        await put_namespaces(second, {"newest": "1"})
+        await until(lambda: "newest" in kept, lambda: reflector.status)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def put_namespaces(api: Any, labels: dict[str, str]) -> None:
+    """Namespaces by name, each with a label v."""
+    headers = {"Authorization": f"Bearer {api.token}", "Content-Type": "application/apply-patch+yaml"}
+    async with aiohttp.ClientSession(api.url, headers=headers) as session:
+        for name, value in labels.items():
+            body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"v": value}}}
+            path = f"/api/v1/namespaces/{name}?fieldManager=test"
+            async with session.patch(path, data=json.dumps(body), ssl=api.tls()) as response:
+                assert response.status in (200, 201), await response.text()
 
 
 @pytest.mark.envtest
