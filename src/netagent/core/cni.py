@@ -30,10 +30,13 @@ HOST_MAC = "ee:ee:ee:ee:ee:ee"
 """Of every host end of a pod's veth: pods keep working when theirs is made again."""
 
 CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,254}")
-IFNAME = re.compile(r"[^\s/:\x00-\x20\x7f]{1,15}")
+IFNAME = re.compile(r"[!-.0-9;-~]{1,15}")
+"""The kernel takes any bytes but a slash, a colon and white space; names of pods' interfaces are plain text."""
 NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?")
 POD_NAME = re.compile(r"[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?")
 MAX_PATH = 4096
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for JSON that is none, or of another shape, or nested too deeply."""
 
 
 class Code(IntEnum):
@@ -206,7 +209,7 @@ def result_addresses(raw: Raw) -> tuple[str, ...]:
     try:
         result = msgspec.json.decode(raw, type=_Result)
         return tuple(canonical(ip.address) for ip in result.ips)
-    except (msgspec.DecodeError, AddressRefusedError) as error:
+    except (*MALFORMED, AddressRefusedError) as error:
         raise CniError(Code.BAD_JSON, f"prevResult: {error}") from None
 
 
@@ -231,7 +234,7 @@ def _render_route(ip: str) -> dict[str, str]:
 def _decode_conf(body: bytes) -> NetConf:
     try:
         return msgspec.json.decode(body, type=NetConf)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise CniError(Code.BAD_JSON, f"network configuration does not decode: {error}") from None
 
 
@@ -252,7 +255,7 @@ def _matched(name: str, source: Mapping[str, str], pattern: re.Pattern[str], whe
 
 def _ifname(environ: Mapping[str, str]) -> str:
     name = _matched("CNI_IFNAME", environ, IFNAME)
-    if name in (".", "..", "lo", "all", "default") or len(name.encode()) > 15:
+    if name in (".", "..", "lo", "all", "default"):
         raise CniError(Code.BAD_ENVIRONMENT, f"CNI_IFNAME={name!r} cannot name a pod's interface, e.g. eth0.")
     return name
 
@@ -261,8 +264,8 @@ def _netns(environ: Mapping[str, str], *, needed: bool) -> str:
     path = environ.get("CNI_NETNS", "")
     if not path and not needed:
         return ""
-    if not path.startswith("/") or len(path) > MAX_PATH or "\0" in path:
-        raise CniError(Code.BAD_ENVIRONMENT, f"CNI_NETNS={path[:64]!r}. Accepted: an absolute path.")
+    if not path.startswith("/") or len(path) > MAX_PATH or not path.isprintable():
+        raise CniError(Code.BAD_ENVIRONMENT, f"CNI_NETNS={path[:64]!r}. Accepted: an absolute path, printable.")
     return path
 
 

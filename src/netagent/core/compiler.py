@@ -329,12 +329,18 @@ def _classes(placement: Placement | None) -> list[ClassKey]:
 def counter_name(key: ClassKey) -> str:
     """Of the packets that a class denies: named by its policies alone, so that it outlives their changes."""
     first = key.policies[0][0]
-    content = [key.direction, *(str(policy) for policy, _ in key.policies)]
-    return content_name("k", content, f"{first.namespace}_{first.name}")
+    return content_name("k", [key.direction, *_names(key)], f"{first.namespace}_{first.name}")
 
 
 def _chain_name(key: ClassKey, plan: ClassPlan) -> str:
-    policies = [str(policy) for policy, _ in key.policies]
+    policies = _names(key)
     first = key.policies[0][0]
     kind = "in" if key.direction is Direction.INGRESS else "eg"
-    return content_name(kind, [key.direction, *policies, "", *plan.chain.rules], f"{first.namespace}_{first.name}")
+    return content_name(
+        kind, [key.direction, str(len(policies)), *policies, *plan.chain.rules], f"{first.namespace}_{first.name}"
+    )
+
+
+def _names(key: ClassKey) -> list[str]:
+    """Namespace and name of each policy, apart: joined, different ones could read the same."""
+    return [part for policy, _ in key.policies for part in (policy.namespace, policy.name)]

@@ -83,7 +83,7 @@ def read_backend_data(text: str) -> str:
         return ""
     try:
         found = msgspec.json.decode(text, type=_BackendData)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return text[:SHOWN_CHARS]
     return found.vtep_mac.lower().replace("-", ":")
 
@@ -113,7 +113,7 @@ def wished_public_ip(known: Names, there: Mapping[str, str], family: int) -> tup
             address = ipaddress.ip_address(text)
         except ValueError:
             address = None
-        if address is not None and address.version == family:
+        if address is not None and address.version == family and "%" not in text:
             return str(address), problem
         problem = problem or (
             f"annotation {name} = {text[:SHOWN_CHARS]!r} is not an IPv{family} address and is ignored; correct it."

@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Container, Iterable, Mapping
 from functools import lru_cache
 
+from netagent.core.addresses import parse_address
 from netagent.ports import NetagentError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -134,9 +135,9 @@ def first_address(subnet: str) -> str:
 def canonical(text: str) -> str:
     """An address as `ipaddress` prints it; a prefix length after "/" is ignored. Raises AddressRefusedError."""
     try:
-        return str(ipaddress.ip_address(text.partition("/")[0]))
+        return str(parse_address(text.partition("/")[0]))
     except ValueError as error:
-        raise AddressRefusedError(f"requested address {text[:64]!r}: {error}.") from None
+        raise AddressRefusedError(f"requested address: {error}.") from None
 
 
 def _wishes(requested: Iterable[str], networks: list[Network]) -> dict[int, str]:
@@ -168,7 +169,7 @@ def valid_addresses(lines: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, .
     bad: list[str] = []
     for line in lines:
         try:
-            good.append(str(ipaddress.ip_address(line)))
+            good.append(str(parse_address(line)))
         except ValueError:
             bad.append(line)
     return tuple(good), tuple(bad)

@@ -41,7 +41,7 @@ def flannel_network(content: bytes) -> str | None:
     """Name of the network in a CNI configuration (list) that goes through flannel's plugin; None for any other."""
     try:
         found = msgspec.json.decode(content, type=_Conflist)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return found.name if PLUGIN in (found.type, *(plugin.type for plugin in found.plugins)) else None
 

@@ -11,6 +11,7 @@ node's: it is in the set when the block holds the node's own address.
 from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct, field
+from msgspec.json import encode
 
 from netagent.core.intervals import holds
 from netagent.core.names import content_name
@@ -36,10 +37,10 @@ class SetKey(Struct, frozen=True, gc=False):
 
     @property
     def name(self) -> str:
-        """Of the nftables set."""
-        peers = sorted(map(str, self.peers))
+        """Of the nftables set. From the peers as JSON: as text, two of them can look alike."""
+        peers = sorted(encode(peer).decode() for peer in self.peers)
         if self.port is None:
-            return content_name(f"p{self.version}", peers, peers[0])
+            return content_name(f"p{self.version}", peers, min(map(str, self.peers)))
         return content_name(f"n{self.version}", [str(self.port), *peers], self.port.name)
 
 

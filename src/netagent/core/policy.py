@@ -6,11 +6,11 @@ problem, so that a broken policy fails closed and costs only its own pods.
 The model carries tiers and actions from the start; NetworkPolicy fills the middle tier with Allow rules.
 """
 
-import ipaddress
 from enum import IntEnum, StrEnum
 
 from msgspec import Struct
 
+from netagent.core.addresses import parse_network
 from netagent.core.selectors import EVERYTHING, Selector, compile_selector
 from netagent.records import IPBlock, Key, NetworkPolicy, PolicyPeer, PolicyPort, PolicyRule
 
@@ -188,8 +188,8 @@ def _peer(namespace: str, peer: PolicyPeer, where: str, problems: list[str]) -> 
 
 def _block(block: IPBlock, where: str, problems: list[str]) -> BlockPeer | None:
     try:
-        network = ipaddress.ip_network(block.cidr, strict=False)
-        excepts = [ipaddress.ip_network(text, strict=False) for text in block.excepts]
+        network = parse_network(block.cidr, strict=False)
+        excepts = [parse_network(text, strict=False) for text in block.excepts]
     except ValueError as error:
         problems.append(f"{where}.ipBlock: {error}; this peer matches nothing")
         return None

@@ -102,6 +102,7 @@ def check_overrides(overrides: Mapping[int, str]) -> tuple[dict[int, str], list[
             address = None
         if (
             address is None
+            or "%" in text
             or address.version != family
             or address.is_multicast
             or address.is_loopback

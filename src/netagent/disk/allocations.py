@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from netagent.core.ipam import valid_addresses
-from netagent.disk.atomic import DiskError, ensure_dir, read_bounded, set_aside, write_atomic
+from netagent.disk.atomic import MALFORMED, DiskError, ensure_dir, read_bounded, set_aside, write_atomic
 from netagent.records import Endpoint
 
 VERSION = 1
@@ -131,7 +131,7 @@ class Allocations:
             return claim
         try:
             file = msgspec.json.decode(read_bounded(path, MAX_FILE_BYTES) or b"", type=EndpointFile)
-        except (DiskError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (DiskError, *MALFORMED) as error:
             return self._mark_damaged(path, claim, str(error), problems)
         if file.version != VERSION:
             problems.append(f"{path}: version {file.version}, not {VERSION}; left for the program that wrote it.")

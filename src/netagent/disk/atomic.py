@@ -4,7 +4,12 @@ import contextlib
 import os
 from pathlib import Path
 
+import msgspec
+
 from netagent.ports import NetagentError
+
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for a file that is no JSON, or of another shape, or nested too deeply."""
 
 
 class DiskError(NetagentError):

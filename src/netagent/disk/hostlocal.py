@@ -10,7 +10,6 @@ DEL came to netagent instead.
 
 import contextlib
 import fcntl
-import ipaddress
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from netagent.core.addresses import parse_address
 from netagent.disk.atomic import DiskError
 
 MAX_FILE_BYTES = 4096
@@ -101,7 +101,7 @@ def _addresses(network: Path) -> list[str]:
     found = []
     for name in entries:
         with contextlib.suppress(ValueError):
-            found.append(str(ipaddress.ip_address(name)))
+            found.append(str(parse_address(name)))
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from netagent.disk.atomic import DiskError, ensure_dir, read_bounded, set_aside, write_atomic
+from netagent.disk.atomic import MALFORMED, DiskError, ensure_dir, read_bounded, set_aside, write_atomic
 
 VERSION = 1
 FILE_NAME = "subnets.json"
@@ -35,7 +35,7 @@ class SubnetMemory:
             if content is None:
                 return (), ()
             file = msgspec.json.decode(content, type=SubnetFile)
-        except (DiskError, msgspec.DecodeError) as error:
+        except (DiskError, *MALFORMED) as error:
             return (), (self._refuse(str(error)),)
         if file.version != VERSION:
             return (), (self._refuse(f"version {file.version}, this program knows {VERSION}"),)

@@ -6,10 +6,10 @@ general decoder takes five times as long (measured with 20 000 entries: 2.7 s an
 
 import asyncio
 import socket
-import struct
-from collections.abc import Iterator
+import sys
 
 from netagent.core.simulate import OpenFlow
+from netagent.kernel.nfnetlink import MalformedError, attributes, message, messages
 from netagent.ports import NetagentError
 
 NETLINK_NETFILTER = 12
@@ -28,7 +28,6 @@ TUPLE_ORIG, TUPLE_REPLY, PROTOINFO, MARK = 1, 2, 4, 8
 TUPLE_IP, TUPLE_PROTO = 1, 2
 PROTO_NUM, PROTO_SRC_PORT, PROTO_DST_PORT = 1, 2, 3
 PROTOINFO_TCP, PROTOINFO_TCP_STATE = 1, 1
-NLA_TYPE_MASK = 0x3FFF
 
 PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMP", 132: "SCTP"}
 TCP_STATES = {
@@ -42,9 +41,6 @@ TCP_STATES = {
     8: "CLOSE",
 }
 
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
-
 
 class ConntrackError(NetagentError):
     """The open flows could not be read."""
@@ -57,53 +53,40 @@ async def flows() -> list[OpenFlow]:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as link:
             link.settimeout(RECEIVE_TIMEOUT_S)
             return await asyncio.to_thread(_dump, link)
-    except OSError as error:
+    except (OSError, MalformedError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConntrackError(
-            f"the kernel's open flows could not be read: {error.strerror or error}. Nothing was changed; "
+            f"the kernel's open flows could not be read: {reason}. Nothing was changed; "
             "is nf_conntrack_netlink available, and has the agent CAP_NET_ADMIN?"
         ) from None
 
 
 def _dump(link: socket.socket) -> list[OpenFlow]:
-    body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
-    link.send(_HEADER.pack(_HEADER.size + len(body), CT_GET, REQUEST_DUMP, 1, 0) + body)
+    link.send(message(CT_GET, REQUEST_DUMP, 1, family=socket.AF_UNSPEC))
     found: list[OpenFlow] = []
-    while len(found) < MAX_FLOWS:
-        for kind, payload in _messages(link.recv(RECEIVE_BYTES)):
-            if kind == NLMSG_DONE:
-                return found
-            if kind == NLMSG_ERROR:
-                number = -struct.unpack_from("=i", payload)[0]
-                raise OSError(number, f"ctnetlink answered error {number}")
-            flow = _flow(payload[4:])
-            if flow is not None:
-                found.append(flow)
+    while len(found) < MAX_FLOWS and not take(link.recv(RECEIVE_BYTES), found):
+        pass
     return found[:MAX_FLOWS]
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    start = 0
-    while start + _HEADER.size <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, start)
-        yield kind, data[start + _HEADER.size : start + length]
-        start += (length + 3) & ~3
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found, start = {}, 0
-    while start + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, start)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind & NLA_TYPE_MASK] = data[start + _ATTRIBUTE.size : start + length]
-        start += (length + 3) & ~3
-    return found
+def take(datagram: bytes, found: list[OpenFlow]) -> bool:
+    """Add the flows in a part of the dump; whether it was the last. Raises MalformedError, OSError."""
+    for one in messages(datagram):
+        if one.type == NLMSG_DONE:
+            return True
+        if one.type == NLMSG_ERROR:
+            number = -int.from_bytes(one.payload[:4], sys.byteorder, signed=True)
+            raise OSError(number, f"ctnetlink answered error {number}")
+        flow = _flow(one.body)
+        if flow is not None:
+            found.append(flow)
+    return False
 
 
 def _flow(data: bytes) -> OpenFlow | None:
-    """One entry; None where it has no addresses of a family that we know."""
-    attributes = _attributes(data)
-    original, reply = _tuple(attributes.get(TUPLE_ORIG, b"")), _tuple(attributes.get(TUPLE_REPLY, b""))
+    """One entry; None where it has no addresses of a family that we know. Raises MalformedError."""
+    parts = attributes(data)
+    original, reply = _tuple(parts.get(TUPLE_ORIG, b"")), _tuple(parts.get(TUPLE_REPLY, b""))
     if original is None or reply is None:
         return None
     number, client, client_port, service, service_port = original
@@ -115,25 +98,32 @@ def _flow(data: bytes) -> OpenFlow | None:
         service_port=service_port,
         server=reply[1],
         server_port=reply[2],
-        mark=int.from_bytes(attributes.get(MARK, b""), "big"),
-        state=_tcp_state(attributes.get(PROTOINFO, b"")),
+        mark=int.from_bytes(parts.get(MARK, b""), "big"),
+        state=_tcp_state(parts.get(PROTOINFO, b"")),
     )
 
 
 def _tuple(data: bytes) -> tuple[int, str, int | None, str, int | None] | None:
     """Protocol, source, its port, destination, its port."""
-    parts = _attributes(data)
-    addresses, proto = _attributes(parts.get(TUPLE_IP, b"")), _attributes(parts.get(TUPLE_PROTO, b""))
+    parts = attributes(data)
+    addresses, proto = attributes(parts.get(TUPLE_IP, b"")), attributes(parts.get(TUPLE_PROTO, b""))
     for family, source, destination in ((socket.AF_INET, 1, 2), (socket.AF_INET6, 3, 4)):
         if source in addresses and destination in addresses:
             return (
                 int.from_bytes(proto.get(PROTO_NUM, b""), "big"),
-                socket.inet_ntop(family, addresses[source]),
+                _address(family, addresses[source]),
                 _port(proto.get(PROTO_SRC_PORT)),
-                socket.inet_ntop(family, addresses[destination]),
+                _address(family, addresses[destination]),
                 _port(proto.get(PROTO_DST_PORT)),
             )
     return None
+
+
+def _address(family: socket.AddressFamily, data: bytes) -> str:
+    try:
+        return socket.inet_ntop(family, data)
+    except ValueError:
+        raise MalformedError(f"an address of {len(data)} bytes in a flow.") from None
 
 
 def _port(data: bytes | None) -> int | None:
@@ -141,5 +131,5 @@ def _port(data: bytes | None) -> int | None:
 
 
 def _tcp_state(data: bytes) -> str:
-    tcp = _attributes(_attributes(data).get(PROTOINFO_TCP, b""))
+    tcp = attributes(attributes(data).get(PROTOINFO_TCP, b""))
     return TCP_STATES.get(int.from_bytes(tcp.get(PROTOINFO_TCP_STATE, b""), "big"), "")

@@ -6,7 +6,7 @@ first: a flow that was silent all the while would pass unjudged.
 
 import asyncio
 import socket
-import struct
+import sys
 from collections.abc import Iterator
 
 from netagent.kernel.conntrack import (
@@ -21,7 +21,7 @@ from netagent.kernel.conntrack import (
     TUPLE_ORIG,
     ConntrackError,
 )
-from netagent.kernel.nfnetlink import attribute, attributes, message, messages
+from netagent.kernel.nfnetlink import MalformedError, attribute, attributes, message, messages
 
 CT_NEW = 1 << 8
 """NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW: without NLM_F_CREATE it changes an entry that exists."""
@@ -43,9 +43,10 @@ async def clear_marks(mask: int, keep: int) -> int:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as link:
             link.settimeout(RECEIVE_TIMEOUT_S)
             return await asyncio.to_thread(_clear, link, mask, keep)
-    except OSError as error:
+    except (OSError, MalformedError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConntrackError(
-            f"old stamps could not be taken off the kernel's open flows: {error.strerror or error}. The rules stay as "
+            f"old stamps could not be taken off the kernel's open flows: {reason}. The rules stay as "
             "they are; netagent tries again. Is nf_conntrack_netlink available, and has the agent CAP_NET_ADMIN?"
         ) from None
 
@@ -99,7 +100,7 @@ def _change(link: socket.socket, stale: list[tuple[int, bytes]], mask: int) -> i
 
 def _raise(payload: bytes) -> int:
     """The error number of an answer, where it is harmless: the flow may have ended meanwhile."""
-    number = -int(struct.unpack_from("=i", payload)[0])
+    number = -int.from_bytes(payload[:4], sys.byteorder, signed=True)
     if number not in (0, ENOENT):
         raise OSError(number, f"ctnetlink answered error {number}")
     return number

@@ -35,6 +35,7 @@ from netagent.kernel.rtnetlink import (
     Request,
     attribute,
     attributes,
+    fields,
     u32,
 )
 
@@ -127,7 +128,7 @@ class Devices:
 
     def neighbour(self, message: Message) -> tuple[NeighbourKey | FdbKey, Value | None] | None:
         """A neighbour (None: no permanent one) or forwarding entry; None for those of foreign devices."""
-        family_number, index, state, flags, _ = NDMSG.unpack_from(message.body)
+        family_number, index, state, flags, _ = fields(NDMSG, message)
         device = self._name.get(index)
         if device is None:
             return None
@@ -147,7 +148,7 @@ class Devices:
 
     def route(self, message: Message) -> tuple[RouteKey, Route, bool] | None:
         """A route of the main table, and whether it is ours."""
-        number, length, _, _, _, protocol, _, kind, flags = RTMSG.unpack_from(message.body)
+        number, length, _, _, _, protocol, _, kind, flags = fields(RTMSG, message)
         family = FAMILY.get(number)
         found = attributes(message.body, RTMSG.size)
         if family is None or flags & RTM_F_CLONED or _number(found.get(RTA_TABLE)) != RT_TABLE_MAIN:
@@ -215,7 +216,7 @@ class Devices:
         return int(device[1:]) if device.startswith("#") else self._ifindex.get(device)
 
     def notice(self, message: Message) -> AnyNotice | None:
-        """What a notification says; None where it is no concern of the pod network."""
+        """What a notification says; None where it is no concern of the pod network. Raises MalformedError."""
         match message.kind:
             case kind if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
                 entry = self.neighbour(message)
@@ -245,7 +246,7 @@ class Devices:
         return Notice(key, None) if replaced else None
 
     def _link_notice(self, message: Message) -> Notice | InterfaceNotice | None:
-        if message.body[0] == AF_BRIDGE:
+        if fields(links.IFINFO, message)[0] == AF_BRIDGE:
             return None  # a bridge speaks of its port
         link = links.read_link(message)
         gone = message.kind == links.RTM_DELLINK
@@ -268,7 +269,7 @@ class Devices:
 
 def foreign_route(message: Message, *, present: bool) -> RouteNotice | None:
     """A route of the main table as the underlay's networks are made of them; None for other kinds than unicast."""
-    number, length, _, _, _, _, _, kind, flags = RTMSG.unpack_from(message.body)
+    number, length, _, _, _, _, _, kind, flags = fields(RTMSG, message)
     found = attributes(message.body, RTMSG.size)
     family = FAMILY.get(number)
     table = _number(found.get(RTA_TABLE))

@@ -16,12 +16,14 @@ from netagent.kernel.rtnetlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    MalformedError,
     Message,
     Refusal,
     Request,
     Rtnetlink,
     attribute,
     attributes,
+    fields,
     nested,
     text,
     u32,
@@ -92,7 +94,9 @@ def address_bytes(address: str) -> bytes:
 
 
 def address_text(family: int, raw: bytes) -> str:
-    """As `ipaddress` prints it."""
+    """As `ipaddress` prints it. Raises MalformedError."""
+    if len(raw) * 8 != PREFIX_BITS[family]:
+        raise MalformedError(f"an IPv{family} address of {len(raw)} bytes.")
     found = socket.inet_ntop(AF[family], raw)
     # inet_ntop writes the tail of some IPv6 addresses as IPv4.
     return str(ipaddress.ip_address(raw)) if family == 6 and "." in found else found
@@ -104,8 +108,8 @@ def mac_bytes(mac: str) -> bytes:
 
 
 def read_link(message: Message) -> Link:
-    """A Link out of RTM_NEWLINK or RTM_DELLINK."""
-    _, _, index, flags, _ = IFINFO.unpack_from(message.body)
+    """A Link out of RTM_NEWLINK or RTM_DELLINK. Raises MalformedError."""
+    _, _, index, flags, _ = fields(IFINFO, message)
     found = attributes(message.body, IFINFO.size)
     info = attributes(found.get(IFLA_LINKINFO, b""), 0)
     return Link(
@@ -143,8 +147,11 @@ def read_vxlan(link: Link) -> Vxlan:
 
 
 def read_address(message: Message) -> Address | None:
-    """An Address out of RTM_NEWADDR or RTM_DELADDR; None for other families than IPv4 and IPv6."""
-    family_number, prefix_len, flags, scope, index = IFADDR.unpack_from(message.body)
+    """An Address out of RTM_NEWADDR or RTM_DELADDR; None for other families than IPv4 and IPv6.
+
+    Raises MalformedError.
+    """
+    family_number, prefix_len, flags, scope, index = fields(IFADDR, message)
     found = attributes(message.body, IFADDR.size)
     raw = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS)
     family = FAMILY.get(family_number)

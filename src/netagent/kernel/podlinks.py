@@ -23,7 +23,7 @@ from netagent.kernel.entries import (
     RTM_NEWROUTE,
 )
 from netagent.kernel.links import FAMILY, PREFIX_BITS, RTA_DST, RTA_OIF, RTMSG, address_text
-from netagent.kernel.rtnetlink import Message, Monitor, attributes, messages
+from netagent.kernel.rtnetlink import MalformedError, Message, Monitor, attributes, fields, messages
 from netagent.records import Endpoint
 
 RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 1, 3, 7, 11
@@ -62,8 +62,11 @@ class PodLinkNews:
         if not datagrams:
             return frozenset()
         pods = _Pods(endpoints)
-        found = (pods.suspect(message) for datagram in datagrams for message in messages(datagram))
-        return frozenset(name for name in found if name)
+        try:
+            found = {pods.suspect(message) for datagram in datagrams for message in messages(datagram)}
+        except MalformedError:
+            return None
+        return frozenset(found - {""})
 
 
 class _Pods:
@@ -99,7 +102,7 @@ class _Pods:
         return "" if right else name
 
     def _of_route(self, message: Message) -> str:
-        number, length, _, _, _, protocol, _, _, _ = RTMSG.unpack_from(message.body)
+        number, length, _, _, _, protocol, _, _, _ = fields(RTMSG, message)
         family = FAMILY.get(number)
         if family is None or length != PREFIX_BITS[family]:
             return ""
@@ -112,7 +115,7 @@ class _Pods:
         return "" if right and message.kind == RTM_NEWROUTE else endpoint.host_ifname
 
     def _of_neighbour(self, message: Message) -> str:
-        number, index, state, _, _ = NDMSG.unpack_from(message.body)
+        number, index, state, _, _ = fields(NDMSG, message)
         family, name = FAMILY.get(number), self._name.get(index)
         if family is None or name is None:
             return ""

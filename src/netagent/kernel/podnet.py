@@ -34,7 +34,17 @@ from netagent.kernel.entries import (
     foreign_route,
 )
 from netagent.kernel.links import AF, RTA_OIF, RTMSG
-from netagent.kernel.rtnetlink import Message, Monitor, Refusal, Request, Rtnetlink, messages, u32
+from netagent.kernel.rtnetlink import (
+    MalformedError,
+    Message,
+    Monitor,
+    Refusal,
+    Request,
+    Rtnetlink,
+    fields,
+    messages,
+    u32,
+)
 
 RTM_GETROUTE, RTM_GETNEIGH = 26, 30
 RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
@@ -140,7 +150,7 @@ class PodNetKernel:
         for family in AF.values():
             body = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0) + u32(RTA_OIF, ifindex)
             for message in await self._netlink.dump(RTM_GETROUTE, body):
-                protocol = RTMSG.unpack_from(message.body)[5]
+                protocol = fields(RTMSG, message)[5]
                 if protocol != ROUTE_PROTOCOL and (notice := foreign_route(message, present=True)):
                     found.append(notice.route)
         return tuple(found)
@@ -179,16 +189,23 @@ class PodNetKernel:
         datagrams, lost = self._monitor.take()
         found, self._put_off = self._put_off, []
         for datagram in datagrams:
-            for message in messages(datagram):
-                if message.port != self._netlink.port and (notice := self._devices.notice(message)):
-                    found.append(notice)
-                    if isinstance(notice, Notice) and isinstance(notice.key, LinkKey) and notice.value:
-                        # Sent for a changed offload too, which it does not tell.
-                        device = notice.key.device
-                        key = OffloadKey(notice.key.family, device)
-                        found.append(Notice(key, links.read_offload(self._control, device)))
+            try:
+                self._understand(datagram, found)
+            except MalformedError:
+                lost = True
         lost, self._lost = lost or self._lost, False
         return found, lost
+
+    def _understand(self, datagram: bytes, found: list[AnyNotice]) -> None:
+        """Add what a datagram says to `found`. Raises MalformedError; what came before it is added."""
+        for message in messages(datagram):
+            if message.port != self._netlink.port and (notice := self._devices.notice(message)):
+                found.append(notice)
+                if isinstance(notice, Notice) and isinstance(notice.key, LinkKey) and notice.value:
+                    # Sent for a changed offload too, which it does not tell.
+                    device = notice.key.device
+                    key = OffloadKey(notice.key.family, device)
+                    found.append(Notice(key, links.read_offload(self._control, device)))
 
     def discard_device_notices(self) -> None:
         """Forget what is said of our devices until now; for a caller that reads them back."""

@@ -12,7 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from struct import Struct as Layout
-from struct import pack, unpack_from
+from struct import pack
 from typing import NamedTuple, Self
 
 from netagent.ports import NetagentError
@@ -43,6 +43,7 @@ REPLY_TIMEOUT_S = 30.0
 
 _HEADER = Layout("=IHHII")
 _ATTRIBUTE = Layout("=HH")
+_ERROR = Layout("=i")
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
@@ -52,6 +53,10 @@ class RtnetlinkError(NetagentError):
     def __init__(self, text: str, number: int = 0) -> None:
         super().__init__(text)
         self.errno = number
+
+
+class MalformedError(RtnetlinkError):
+    """Bytes that are no message of their kind. Nothing is guessed: what they speak of is to be read back."""
 
 
 class Request(NamedTuple):
@@ -102,27 +107,34 @@ def text(kind: int, value: str) -> bytes:
 
 
 def attributes(body: bytes, offset: int) -> dict[int, bytes]:
-    """The attributes of a message from `offset` on, by kind; of a repeated kind the last."""
+    """The attributes of a message from `offset` on, by kind; of a repeated kind the last. Raises MalformedError."""
     found: dict[int, bytes] = {}
     end = len(body)
     while offset + 4 <= end:
         size, kind = _ATTRIBUTE.unpack_from(body, offset)
-        if size < 4:
-            break
+        if not 4 <= size <= end - offset:
+            raise MalformedError(f"rtnetlink attribute {kind} says {size} bytes where {end - offset} are left.")
         found[kind & NLA_TYPE_MASK] = body[offset + 4 : offset + size]
         offset += size + 3 & ~3
     return found
 
 
 def messages(datagram: bytes) -> Iterator[Message]:
-    """Cut a datagram into its messages."""
+    """Cut a datagram into its messages. Raises MalformedError at the first that does not fit into it."""
     offset, end = 0, len(datagram)
     while offset + 16 <= end:
         size, kind, flags, sequence, port = _HEADER.unpack_from(datagram, offset)
-        if size < 16:
-            return
+        if not 16 <= size <= end - offset:
+            raise MalformedError(f"rtnetlink message says {size} bytes where {end - offset} are left.")
         yield Message(kind, flags, sequence, port, datagram[offset + 16 : offset + size])
         offset += size + 3 & ~3
+
+
+def fields(layout: Layout, message: Message) -> tuple[int, ...]:
+    """The fixed part of a message. Raises MalformedError."""
+    if len(message.body) < layout.size:
+        raise MalformedError(f"rtnetlink message {message.kind} has {len(message.body)} bytes, not {layout.size}.")
+    return layout.unpack_from(message.body)
 
 
 def _open() -> socket.socket:
@@ -309,10 +321,10 @@ class Monitor:
 
 def _refusal(message: Message) -> Refusal:
     """The kernel's verdict on a request; errno 0: done."""
-    number = -int(unpack_from("=i", message.body)[0])
+    number = -fields(_ERROR, message)[0]
     if not number:
         return Refusal(0, "")
-    reason = os.strerror(number)
+    reason = os.strerror(number) if -(2**31) < number < 2**31 else str(number)
     if message.flags & NLM_F_ACK_TLVS:
         said = (
             attributes(message.body, 4 if message.kind == NLMSG_DONE else 20)

@@ -4,6 +4,7 @@ Nothing here retries: callers know what a failure means to them. No error text a
 """
 
 import asyncio
+import logging
 import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -30,6 +31,8 @@ MAX_REFUSAL_BYTES = 64 << 10
 MAX_LINE_BYTES = 16 << 20
 """A longer watch frame is refused: etcd holds no object above 1.5 MiB, JSON text may be a few times larger."""
 UNAUTHORIZED = 401
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PATCH_TYPES = {
@@ -250,6 +253,7 @@ class ApiClient:
             text = f"{call}: no answer from the API server {self._credentials.server}: {_cause(error)}."
             raise _kind_of(error)(text) from None
         self.answers[call.verb, str(response.status)] += 1
+        log.debug("%s: %d", call, response.status)
         return response
 
 

@@ -6,15 +6,15 @@ means the same as an absent field wherever Kubernetes' own types cannot tell the
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
 from sys import intern
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
+from netagent.core.addresses import parse_address, parse_network
 from netagent.kube import leases
-from netagent.kube.wire import DecodeError, Meta
+from netagent.kube.wire import MALFORMED, DecodeError, Int32, Meta
 from netagent.records import (
     ContainerPort,
     IPBlock,
@@ -36,6 +36,8 @@ NULL = Raw(b"null")
 SHARED = 1024
 """Maps of labels and lists of ports that are remembered, so that equal ones are one object: lists come in order of
 names, so a replica's siblings are next to it."""
+MAX_PORT = 65535
+"""A declared port that is none could not stand in a set; the others of its pod do."""
 ANNOTATIONS_KEPT = ("flannel.", "netagent.")
 FLANNEL_NAMES = (
     "kube-subnet-manager",
@@ -129,8 +131,8 @@ class _IPBlock(Struct, forbid_unknown_fields=True):
 
 class _Port(Struct, rename="camel", forbid_unknown_fields=True):
     protocol: str | None = None
-    port: int | str | None = None
-    end_port: int | None = None
+    port: Int32 | str | None = None
+    end_port: Int32 | None = None
 
 
 class _IngressRule(Struct, forbid_unknown_fields=True):
@@ -168,14 +170,13 @@ _policy_spec_head = msgspec.json.Decoder(_PolicySpecHead)
 _selector = msgspec.json.Decoder(_Selector | None)
 _ip_block = msgspec.json.Decoder(_IPBlock | None)
 _tree = msgspec.json.Decoder(dict[str, Any])
-_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def head(raw: bytes | Raw) -> tuple[Key, str]:
     """Name and resourceVersion of any object. Raises DecodeError."""
     try:
         meta = _head.decode(raw).metadata
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise DecodeError(str(error)) from None
     if not meta.name:
         raise DecodeError("metadata.name is empty")
@@ -189,7 +190,7 @@ def record(kind: Kind, raw: bytes | Raw) -> Record:
     """
     try:
         return _READERS[kind](raw)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise DecodeError(str(error)) from None
 
 
@@ -197,7 +198,7 @@ def tree(raw: bytes | Raw) -> dict[str, Any]:
     """One object as plain data, for changing it. Raises DecodeError."""
     try:
         return _tree.decode(raw)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise DecodeError(str(error)) from None
 
 
@@ -247,6 +248,7 @@ def _container_ports(containers: list[_Container]) -> tuple[ContainerPort, ...]:
             ContainerPort(intern(port.name or ""), port.container_port, intern(port.protocol or "TCP"))
             for container in containers
             for port in container.ports or ()
+            if 0 < port.container_port <= MAX_PORT
         )
     )
 
@@ -302,7 +304,7 @@ def _read_policy(raw: bytes | Raw) -> NetworkPolicy:
             ingress=tuple(_rule(rule) for rule in spec.ingress or ()),
             egress=tuple(_rule(rule) for rule in spec.egress or ()),
         )
-    except _MALFORMED as error:
+    except MALFORMED as error:
         return _closed_policy(meta, wire.spec, f"spec: {error}")
 
 
@@ -310,7 +312,7 @@ def _closed_policy(meta: Meta, spec: Raw, problem: str) -> NetworkPolicy:
     """Isolates what the selector selects; the whole namespace where not even that can be read."""
     try:
         selector = _label_selector(_policy_spec_head.decode(spec).pod_selector)
-    except _MALFORMED:
+    except MALFORMED:
         selector = LabelSelector()
     return NetworkPolicy(
         key=meta.key(), uid=meta.uid, pod_selector=selector, policy_types=("Ingress", "Egress"), problem=problem
@@ -359,16 +361,16 @@ def _label_selector(selector: _Selector | None) -> LabelSelector:
 
 def _address(field: str, text: str) -> str:
     try:
-        return str(ip_address(text))
-    except ValueError:
-        raise DecodeError(f"{field}: {text!r} is no IP address") from None
+        return str(parse_address(text))
+    except ValueError as error:
+        raise DecodeError(f"{field}: no IP address: {error}") from None
 
 
 def _network(field: str, text: str) -> str:
     try:
-        return str(ip_network(text, strict=False))
-    except ValueError:
-        raise DecodeError(f"{field}: {text!r} is no CIDR") from None
+        return str(parse_network(text, strict=False))
+    except ValueError as error:
+        raise DecodeError(f"{field}: no CIDR: {error}") from None
 
 
 _READERS: Mapping[Kind, Callable[[bytes | Raw], Record]] = {

@@ -5,13 +5,14 @@ The object is named after the subnet, so that creating it is the mutual exclusio
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from netagent.kube.wire import DecodeError, Meta
+from netagent.core.addresses import parse_address, parse_network
+from netagent.kube.wire import DecodeError, Int32, Meta
 from netagent.records import Key, SubnetLease
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "netagent"}
@@ -27,9 +28,9 @@ API_VERSION = "coordination.k8s.io/v1"
 
 class _Spec(Struct, rename="camel"):
     holder_identity: str | None = None
-    lease_duration_seconds: int | None = None
+    lease_duration_seconds: Int32 | None = None
     renew_time: str | None = None
-    lease_transitions: int | None = None
+    lease_transitions: Int32 | None = None
 
 
 class _Lease(Struct):
@@ -156,8 +157,8 @@ def seconds(text: str) -> float:
     """meta/v1 MicroTime as seconds since the epoch. Raises DecodeError."""
     try:
         return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        raise DecodeError(f"spec.renewTime: {text!r} is no RFC 3339 time") from None
+    except (ValueError, OverflowError):
+        raise DecodeError(f"spec.renewTime: {text[:64]!r} is no RFC 3339 time") from None
 
 
 def key(subnet: str, namespace: str) -> Key:
@@ -169,9 +170,9 @@ def _subnet(meta: Meta) -> str:
     """The annotation, which must agree with the name: only the name is unique."""
     text = (meta.annotations or {}).get(SUBNET, "")
     try:
-        subnet = str(ip_network(text))
+        subnet = str(parse_network(text))
     except ValueError:
-        raise DecodeError(f"annotation {SUBNET}: {text!r} is no CIDR without host bits") from None
+        raise DecodeError(f"annotation {SUBNET}: {text[:64]!r} is no CIDR without host bits") from None
     if name(subnet) != meta.name:
         raise DecodeError(f"annotation {SUBNET}: {subnet} belongs to a Lease named {name(subnet)}")
     return subnet
@@ -179,6 +180,6 @@ def _subnet(meta: Meta) -> str:
 
 def _public_ip(text: str) -> str:
     try:
-        return str(ip_address(text)) if text else ""
+        return str(parse_address(text)) if text else ""
     except ValueError:
-        raise DecodeError(f"annotation {PUBLIC_IP}: {text!r} is no IP address") from None
+        raise DecodeError(f"annotation {PUBLIC_IP}: {text[:64]!r} is no IP address") from None
