@@ -171,7 +171,9 @@ def _exec(options: argparse.Namespace) -> int:
     joins = [f"--net={place['net']}", f"--pid=/proc/{state['init']}/ns/pid"]
     if place["node_pid"]:
         joins += [f"--mount=/proc/{place['node_pid']}/ns/mnt", f"--uts=/proc/{place['node_pid']}/ns/uts"]
-    return subprocess.run(["nsenter", *joins, "--", *(command or ["sh"])], check=False).returncode
+    # A node has a /run of its own, with a kubeconfig.
+    environment = {**os.environ, "KUBECONFIG": "/run/lab/kubeconfig"} if place["node_pid"] else None
+    return subprocess.run(["nsenter", *joins, "--", *(command or ["sh"])], check=False, env=environment).returncode
 
 
 def _logs(options: argparse.Namespace) -> int:
