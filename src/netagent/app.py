@@ -190,7 +190,7 @@ class Agent:
         self.keeper = self._keeper(api, previous)
         self.events = EventWriter(api, self.node_name)
         self.condition = NetworkCondition(api, self.events, self.node_name, self._lacks)
-        self.policy_events = PolicyEvents(self.dataplane, self.events, self.node_name)
+        self.policy_events = PolicyEvents(self.dataplane, self.events.post, self.node_name)
         self.abandoned = AbandonedLeases(api, config.network, self.dataplane.store)
         catalogue = resources(config.network.lease_namespace)
         watched = [kind for kind in kinds if kind is not Kind.LEASE or config.network.mode == "lease"]

@@ -12,75 +12,20 @@ import pytest
 
 from netagent.agent.health import BEAT_S, LATE_S, Health, Heartbeat
 from netagent.agent.http import HttpServer
-from netagent.agent.sync import STUCK_S, Dataplane
-from netagent.config import HttpConfig, PolicyConfig
-from netagent.core.frame import FrameSettings
+from netagent.agent.sync import STUCK_S
+from netagent.config import HttpConfig
 from netagent.metrics import Metrics
-from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
 from netagent.records import Kind, Listed
+from support.stubborn import KINDS, StubbornNode
 from support.waiting import running, until
 from support.words import namespace, put
 
-KINDS = frozenset((Kind.NAMESPACE, Kind.POD, Kind.NETWORK_POLICY))
 
-
-class Clock:
-    """Real time that can be set forward."""
-
-    def __init__(self) -> None:
-        self.ahead_s = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead_s
-
-
-class Kernel:
-    """Answers, refuses, or never comes back."""
-
-    def __init__(self) -> None:
-        self.hangs = False
-        self.refuses = False
-        self.runs = 0
-
-    async def run(self, commands: str) -> None:
-        self.runs += 1
-        if self.hangs:
-            await asyncio.Event().wait()
-        if self.refuses:
-            raise NftError("refused by the test")
-
-    async def run_elements(self, transaction: ElementTransaction) -> None:
-        await self.run("")
-
-    async def inventory(self) -> TableInventory:
-        return TableInventory(exists=False)
-
-    async def counters(self) -> dict[str, CounterValue]:
-        return {}
-
-    async def text(self) -> str:
-        return ""
-
-
-async def no_marks(mask: int, keep: int) -> int:
-    return 0
-
-
-class Site:
+class Site(StubbornNode):
     """A dataplane and the health that is asked over HTTP."""
 
     def __init__(self) -> None:
-        self.kernel, self.clock, self.metrics = Kernel(), Clock(), Metrics()
-        self.dataplane = Dataplane(
-            self.kernel,
-            PolicyConfig(),
-            FrameSettings(),
-            self.metrics,
-            node_name="node-0",
-            kinds=KINDS,
-            clock=self.clock,
-            clear_marks=no_marks,
-        )
+        super().__init__()
         self.heartbeat = Heartbeat(self.metrics.loop_lag, self.clock)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -97,11 +42,6 @@ class Site:
 
     async def _nothing(self) -> None:
         pass
-
-    def list_all(self) -> None:
-        self.dataplane.restore(())
-        for kind in KINDS:
-            self.dataplane.apply(Listed(kind))
 
     async def get(self, path: str, **headers: str) -> tuple[int, str]:
         async with (

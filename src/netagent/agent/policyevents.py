@@ -12,7 +12,7 @@ from typing import Never
 from netagent.agent.sync import Dataplane
 from netagent.core.selectors import Selector
 from netagent.core.store import FINISHED
-from netagent.kube.events import EventWriter, Note
+from netagent.kube.events import Note
 from netagent.records import Key, Kind
 
 LOOK_S = 1.0
@@ -30,7 +30,7 @@ class PolicyEvents:
     def __init__(
         self,
         dataplane: Dataplane,
-        events: EventWriter,
+        post: Callable[[Note], None],
         node_name: str,
         *,
         patience_s: float = PATIENCE_S,
@@ -38,7 +38,7 @@ class PolicyEvents:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dataplane = dataplane
-        self._events = events
+        self._post = post
         self._node_name = node_name
         self._patience_s = patience_s
         self._look_s = look_s
@@ -88,7 +88,7 @@ class PolicyEvents:
         node = self._dataplane.store.nodes.get(self._node_name)
         # Without a watch on Nodes there is no UID; the kubelet writes the name there too.
         uid = node.uid if node is not None else self._node_name
-        self._events.post(Note(Kind.NODE, Key("", self._node_name), uid, reason, message, type_))
+        self._post(Note(Kind.NODE, Key("", self._node_name), uid, reason, message, type_))
 
     # Policies
 
@@ -114,4 +114,4 @@ class PolicyEvents:
     def _post_policy(self, key: Key, texts: tuple[str, ...]) -> None:
         source = self._dataplane.store.policies.get(key)
         message = f"netagent cannot honour this policy wholly; what it cannot read allows nothing: {'; '.join(texts)}"
-        self._events.post(Note(Kind.NETWORK_POLICY, key, source.uid if source else "", PROBLEM, message))
+        self._post(Note(Kind.NETWORK_POLICY, key, source.uid if source else "", PROBLEM, message))

@@ -418,6 +418,7 @@ class Dataplane:
             duration_s = self._clock() - started_s
             self._metrics.commit.observe(duration_s)
             self._metrics.commits.labels("error" if error else "ok", kind).inc()
+            log.debug("%s in %.1f ms: %s", kind, 1000 * duration_s, error or ", ".join(self._batch.causes))
             if not error:
                 self._metrics.last_commit.set_to_current_time()
             oldest = self._batch.oldest
