@@ -6,6 +6,7 @@ environment and `--network-vni 1` on the command line. Lists are comma-separated
 """
 
 import ipaddress
+import math
 import re
 import types
 import typing
@@ -22,8 +23,14 @@ from netagent.ports import NetagentError
 ENV_PREFIX = "NETAGENT_"
 LAB_PREFIX = "NETAGENT_LAB_"
 """Variables of the lab, which are no options of an agent."""
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 18
 """A configuration file larger than this is refused: ours is some hundred bytes."""
+SHOWN_CHARS = 300
+"""Of a value or a complaint in an error."""
+
+OBJECT_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.\-]{0,251}[A-Za-z0-9])?")
+"""Wider than the API's own rule, which knows no upper case."""
+FILE_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,254}")
 
 MIN_GRACE_S = 8.0
 """Half of it is more than what two nodes' clocks may differ without being noticed (kube.clock.AGREES_S)."""
@@ -291,6 +298,8 @@ def check(config: Config) -> None:
     if network.annotation_prefix.count("/") > 1:
         raise ConfigError(f"network.annotation_prefix = {network.annotation_prefix!r}. Accepted: at most one slash.")
     _check_interface(network)
+    _check_finite(config)
+    _check_names(config)
     for name in ("reserved", "non_masquerade_cidrs", "interface_cidr"):
         for index, text in enumerate(getattr(network, name)):
             parse_cidr(f"network.{name}[{index}]", text)
@@ -316,6 +325,28 @@ def _check_grace(network: NetworkConfig) -> None:
         )
 
 
+def _check_finite(config: Config) -> None:
+    for section, field, _ in options():
+        value = getattr(getattr(config, section) if section else config, field)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{option_name(section, field)} = {value}. Accepted: a finite number.")
+
+
+def _check_names(config: Config) -> None:
+    """What becomes part of a path, on disk or on the API server."""
+    for name, text in (("node_name", config.node_name), ("network.lease_namespace", config.network.lease_namespace)):
+        if text and not OBJECT_NAME.fullmatch(text):
+            raise ConfigError(f"{name} = {_shown(text)}. Accepted: a name of letters, digits, '-' and '.'.")
+    for index, text in enumerate((config.cni.conf_name, *config.cni.chained)):
+        name = f"cni.chained[{index - 1}]" if index else "cni.conf_name"
+        if not FILE_NAME.fullmatch(text):
+            raise ConfigError(f"{name} = {_shown(text)}. Accepted: a file name without a directory.")
+    for section, field, kind in options():
+        value = getattr(getattr(config, section) if section else config, field)
+        if kind in (str, str | None) and value and not value.isprintable():
+            raise ConfigError(f"{option_name(section, field)} = {_shown(value)}. Accepted: printable text.")
+
+
 def _check_interface(network: NetworkConfig) -> None:
     try:
         re.compile(network.interface_regex)
@@ -325,7 +356,7 @@ def _check_interface(network: NetworkConfig) -> None:
         ) from None
     try:
         if network.can_reach:
-            ipaddress.ip_address(network.can_reach)
+            ipaddress.ip_address(_without_zone(network.can_reach))
     except ValueError:
         raise ConfigError(f"network.can_reach = {network.can_reach!r}. Accepted: an IPv4 or IPv6 address.") from None
 
@@ -333,11 +364,19 @@ def _check_interface(network: NetworkConfig) -> None:
 def parse_cidr(name: str, text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """A network without host bits. Raises ConfigError."""
     try:
-        return ipaddress.ip_network(text)
+        return ipaddress.ip_network(_without_zone(text))
     except ValueError as error:
         raise ConfigError(
-            f"{name} = {text!r}: {error}. Accepted: a CIDR without host bits, e.g. 10.244.0.0/16."
+            f"{name} = {_shown(text)}: {str(error)[:SHOWN_CHARS]}. Accepted: a CIDR without host bits, "
+            "e.g. 10.244.0.0/16."
         ) from None
+
+
+def _without_zone(text: str) -> str:
+    """`ipaddress` takes any text behind a percent sign, and prints it again. Raises ValueError."""
+    if "%" in text:
+        raise ValueError("it has a zone")
+    return text
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -349,14 +388,33 @@ def _read(path: str) -> dict[str, Any]:
     if len(text) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes. Nothing was started; is it the right file?")
     try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML or JSON: {str(error).splitlines()[0]}") from None
+        tree = yaml.load(text, _Loader)  # noqa: S506 - a safe one
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not YAML or JSON: {' '.join(str(error).split())[:SHOWN_CHARS]}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds a {type(tree).__name__}. Accepted: a mapping of options.")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases, by which a small file becomes a huge tree, and without keys that come twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not accepted", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                where = key.start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} comes twice", where)
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep=deep)
 
 
 def _variable(section: str, field: str) -> str:
@@ -407,4 +465,12 @@ def _explain(error: msgspec.ValidationError, tree: Any) -> str:
             value = value[int(part[1:-1])] if part.startswith("[") else value[part]
         except (KeyError, IndexError, TypeError, ValueError):
             break
-    return f"{path} = {value!r}: {message}."
+    return f"{path} = {_shown(value)}: {message}."
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."

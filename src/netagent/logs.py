@@ -4,8 +4,10 @@ The `fields` of a record (`extra={"fields": {...}}`) are further keys of its JSO
 words. The last lines are kept for /debug.
 """
 
+import json
 import logging
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -25,7 +27,33 @@ class JsonLines(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return orjson.dumps(as_fields(record), default=str).decode()
+        fields = as_fields(record)
+        try:
+            return orjson.dumps(fields, default=str).decode()
+        except TypeError:  # text that is no Unicode, such as half of a surrogate pair
+            return json.dumps(fields, default=str)
+
+
+class TextLines(logging.Formatter):
+    """One line a record; what follows it of an exception is indented, so that no text can pass for a record."""
+
+    converter = staticmethod(time.gmtime)  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, info: Any) -> str:
+        return textwrap.indent(super().formatException(info), "    ", lambda _: True)
+
+
+def one_line(text: str) -> str:
+    """The text with everything unprintable escaped: names and messages from outside may hold line ends."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class Recent(logging.Handler):
@@ -74,9 +102,7 @@ def set_up(config: LogConfig) -> None:
     if config.format == "json":
         handler.setFormatter(JsonLines())
     else:
-        text = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-        text.converter = time.gmtime
-        handler.setFormatter(text)
+        handler.setFormatter(TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler, recent]
     root.setLevel(config.level.upper())

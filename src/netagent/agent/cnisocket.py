@@ -76,8 +76,9 @@ def _lock(path: Path) -> int:
             f"another agent (process {holder}) serves {path}; this one does not start. Stop the other one first.",
             holder,
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk: then the one who is refused cannot say by whom
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
 
 

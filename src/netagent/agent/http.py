@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from netagent.agent.health import Health
 from netagent.agent.pages import as_json
 from netagent.config import HttpConfig
+from netagent.logs import one_line
 from netagent.ports import NetagentError
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,8 @@ def _health(request: web.Request, health: Health, word: str) -> web.Response:
     if "application/json" in request.headers.get("Accept", ""):
         parts = {name: problems.get(name, "") for name in health.parts}
         return as_json({word: not problems, "parts": parts, "remarks": remarks}, status)
-    lines = [f"[-] {name}: {problems[name]}" if name in problems else f"[+] {name}" for name in health.parts]
-    lines += (f"[!] {subject}: {text}" for subject, text in remarks.items())
+    lines = [f"[-] {name}: {one_line(problems[name])}" if name in problems else f"[+] {name}" for name in health.parts]
+    lines += (one_line(f"[!] {subject}: {text}") for subject, text in remarks.items())
     return web.Response(text="\n".join(lines) + "\n", status=status)
 
 

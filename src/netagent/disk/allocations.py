@@ -80,9 +80,10 @@ class Allocations:
         endpoints: dict[str, EndpointFile] = {}
         damaged: dict[str, Claim] = {}
         problems: list[str] = []
-        for path in sorted(self._endpoints.iterdir()):
+        for path in self._files():
             if path.name.startswith("."):
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
                 continue
             found = self._load_one(path, problems)
             if isinstance(found, Claim):
@@ -104,14 +105,22 @@ class Allocations:
 
     def free(self, host_ifname: str, ips: tuple[str, ...]) -> None:
         """End a claim, readable or damaged. Raises DiskError; then it still stands."""
+        path = self._path(host_ifname, ips)
+        # Without room for the log the claim ends all the same: pods must go, and their files make room. After a
+        # restart these addresses are then fresh ones.
+        with self._log_lock, contextlib.suppress(OSError):
+            self._append(ips)
         try:
-            with self._log_lock:
-                self._append(ips)
-            path = self._path(host_ifname, ips)
             path.unlink(missing_ok=True)
             path.with_suffix(".damaged").unlink(missing_ok=True)
         except OSError as error:
             raise DiskError(f"cannot free {', '.join(ips)} in {self._log.parent}: {error.strerror}.") from error
+
+    def _files(self) -> list[Path]:
+        try:
+            return sorted(self._endpoints.iterdir())
+        except OSError as error:
+            raise DiskError(f"cannot list {self._endpoints}: {error.strerror}.") from error
 
     def _path(self, host_ifname: str, ips: tuple[str, ...]) -> Path:
         name = "+".join((host_ifname, *ips)) + ".json"
@@ -174,7 +183,10 @@ class Allocations:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._log, flags, 0o600)
         try:
-            os.write(descriptor, _render_log(ips))
+            size_bytes = os.fstat(descriptor).st_size
+            lines = _render_log(ips)
+            if os.write(descriptor, lines) < len(lines):  # full: half a line would spoil the next one
+                os.ftruncate(descriptor, size_bytes)
         finally:
             os.close(descriptor)
         self._lines_since_compaction += len(ips)
