@@ -159,15 +159,15 @@ async def test_pages_of_the_process(site: Site) -> None:
 async def test_levels_change_while_it_runs(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     agent = site.agent
     words = ["log-level", "--address", agent.debug]
-    assert await asyncio.to_thread(cli.main, [*words, "debug", "--logger", "netagent.agent.sync"]) == 0
+    assert await asyncio.to_thread(cli.main, [*words, "debug", "netagent.agent.sync"]) == 0
     assert capsys.readouterr().out == "all: info\nnetagent.agent.sync: debug\n"
-    assert await asyncio.to_thread(cli.main, [*words, "", "--logger", "netagent.agent.sync"]) == 0
+    assert await asyncio.to_thread(cli.main, [*words, "", "netagent.agent.sync"]) == 0
     assert await asyncio.to_thread(cli.main, [*words, "error"]) == 0
     assert await asyncio.to_thread(cli.main, words) == 0
     assert capsys.readouterr().out.endswith("all: error\n")
     assert await asyncio.to_thread(cli.main, [*words, "loud"]) == 1
     assert "Accepted: debug, info, warning, error." in capsys.readouterr().err
-    assert await asyncio.to_thread(cli.main, [*words, "debug", "--logger", "x"]) == 1
+    assert await asyncio.to_thread(cli.main, [*words, "debug", "x"]) == 1
     assert "there is no such logger" in capsys.readouterr().err
 
     async def level(wanted: str) -> None:
