@@ -216,8 +216,8 @@ async def test_a_list_of_another_kind_is_no_empty_cluster(server: ScriptedServer
 
 
 async def test_a_failure_is_told_until_a_watch_works(server: ScriptedServer, tmp_path: Path) -> None:
-    """A watch that only opens is no recovery."""
-    server.watches = [server.send()]
+    """A watch that only opens, and soon ends, is no recovery."""
+    server.watches = [server.send(*[b"\n"] * 20)]
     async with reflecting(server, tmp_path) as observed:
         reflector = observed.reflector
         assert reflector is not None
