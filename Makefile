@@ -66,6 +66,7 @@ manifests:
 
 docs: setup
 	$(PY) scripts/config-reference > docs/configuration.md
+	$(PY) scripts/command-reference > docs/commands.md
 
 lock: setup
 	$(PY) -m pip install -q uv

@@ -103,7 +103,11 @@ def conntrack_use() -> tuple[int, int] | None:
 
 def lacking_capabilities() -> tuple[str, ...]:
     """Of those that looking at everything takes, the ones that this process has not."""
-    for line in (SELF / "status").read_text().splitlines():
+    try:
+        lines = (SELF / "status").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
         name, _, value = line.partition(":")
         if name == "CapEff":
             return tuple(one for one, bit in CAPABILITIES.items() if not int(value, 16) >> bit & 1)
