@@ -16,7 +16,7 @@ from aiohttp import web
 from netagent.agent.apistate import remark
 from netagent.config import ApiConfig
 from netagent.kube.backoff import RETRY_AFTER_CAP_S, Backoff, most_attempts
-from netagent.kube.client import ApiError, TooLarge, connect
+from netagent.kube.client import ApiError, TooLarge, Unreachable, connect
 from netagent.kube.events import EventWriter, Note
 from netagent.kube.reflector import Reflector, ReflectorStatus, resources
 from netagent.records import Key, Kind
@@ -169,6 +169,25 @@ async def test_an_answer_without_end_is_refused_before_it_fills_the_memory(
     assert sent < 16 << 20
 
 
+async def test_a_tls_handshake_without_an_answer_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host accepts connections, and that is all."""
+    monkeypatch.setattr("netagent.kube.client.CONNECT_TIMEOUT_S", 0.2)
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(listen, "127.0.0.1", 0)
+    path = Path(write_kubeconfig(tmp_path, silent.sockets[0].getsockname()[1]))
+    path.write_text(path.read_text().replace("http:", "https:"))  # noqa: ASYNC240
+    async with connect(ApiConfig(kubeconfig=str(path))) as api:
+        with pytest.raises(Unreachable):
+            await anext(api.stream("/api/v1/pods", silence_s=600.0, watch="true"))
+    silent.close()
+    await asyncio.sleep(0.1)
+
+
 # An API server that was set back to an older state
 
 
@@ -194,6 +213,21 @@ async def test_a_watch_that_goes_back_costs_a_list(server: ScriptedServer, tmp_p
         await observed.until("+a", "listed", "+a")
         assert observed.reflector is not None
         await until(lambda: server.watch_queries[-1]["resourceVersion"] == "60")
+
+
+async def test_a_resource_version_too_large_costs_a_list(server: ScriptedServer, tmp_path: Path) -> None:
+    server.lists = [page("900", pod("a", "5")), page("60", pod("a", "50"))]
+    server.watches = [server.refuse(504, "Timeout"), server.hold()]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("+a", "listed", "+a")
+        await until(lambda: server.watch_queries[-1]["resourceVersion"] == "60")
+
+
+async def test_a_page_that_leads_to_itself_ends_the_list(server: ScriptedServer, tmp_path: Path) -> None:
+    server.lists = [page("5", pod("a", "1"), token="t"), page("5", token="t"), page("6")]
+    async with reflecting(server, tmp_path) as observed:
+        await observed.until("+a", "-a", "listed")
+    assert [query.get("continue", "") for query in server.list_queries] == ["", "t", ""]
 
 
 async def test_silence_alone_costs_one_small_question(server: ScriptedServer, tmp_path: Path) -> None:

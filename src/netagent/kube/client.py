@@ -23,6 +23,7 @@ from netagent.kube.wire import MALFORMED
 from netagent.ports import NetagentError
 
 CONNECT_TIMEOUT_S = 5.0
+"""For TCP; twice that for TCP and TLS together."""
 MAX_ANSWER_BYTES = 64 << 20
 """A longer answer is refused while it comes in: a page of 500 pods has some megabytes, and the agent 512 MiB for the
 answers about all kinds."""
@@ -109,7 +110,7 @@ class ApiClient:
     ) -> None:
         self._session = session
         self._credentials = credentials
-        self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        self._timeout = _timeout(total=request_timeout_s)
         self.clock = ServerClock()
         self.answers: Counter[tuple[str, str]] = Counter()
         """Requests so far by verb (list, watch, get, create ...) and outcome: a status code, or `unreachable`."""
@@ -153,7 +154,7 @@ class ApiClient:
         The first list is empty: the server has accepted the request. A last line without its newline is dropped.
         Ends when the server ends it; raises Silent after silence_s without a byte.
         """
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_s)
+        timeout = _timeout(sock_read=silence_s)
         request = f"GET {path}"
         async with self._open(_Call("GET", path, timeout, params)) as response:
             yield []
@@ -255,6 +256,11 @@ class ApiClient:
         self.answers[call.verb, str(response.status)] += 1
         log.debug("%s: %d", call, response.status)
         return response
+
+
+def _timeout(*, total: float | None = None, sock_read: float | None = None) -> aiohttp.ClientTimeout:
+    connect_s = 2 * CONNECT_TIMEOUT_S
+    return aiohttp.ClientTimeout(total, connect=connect_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=sock_read)
 
 
 class _Call(Struct, frozen=True):

@@ -36,6 +36,8 @@ FRUITLESS = 3
 stream pass, and news would never come."""
 RELIST_STATUS = (200, 400, 410, 422)
 """Answers to a watch that the same resourceVersion would get again: unreadable, refused, expired."""
+GATEWAY_TIMEOUT = 504
+"""Newer API servers answer so to a resourceVersion that they have not reached (ResourceVersionTooLarge)."""
 LIST_SLICE = 64
 """Objects of a page decoded in one go (about a millisecond) before other tasks get their turn."""
 
@@ -184,7 +186,7 @@ class Reflector:
         self._fruitless = 0
         """Watches since the last list or frame that were opened and broke."""
         self._doubted = False
-        """Nothing came for too long: the server may count from an older state than ours."""
+        """Nothing came for too long, or 504: the server may count from an older state than ours."""
 
     @property
     def status(self) -> ReflectorStatus:
@@ -248,6 +250,7 @@ class Reflector:
         if isinstance(error, TooLarge | TimedOut):
             self._page_size = max(1, self._page_size // 2)
         self._fruitless += self._opened_s is not None
+        self._doubted |= isinstance(error, ApiError) and error.status == GATEWAY_TIMEOUT
         refused = isinstance(error, ApiError) and error.status in RELIST_STATUS
         if self._fruitless >= FRUITLESS or refused or isinstance(error, _Expired | _Garbled):
             self._resume = ""
@@ -309,9 +312,11 @@ class Reflector:
                 # The same number may mean another state now.
                 self._versions = dict.fromkeys(self._versions, "")
             await self._deliver(page, seen)
-            token = page.metadata.continue_ or ""
+            before, token = token, page.metadata.continue_ or ""
             if not token:
                 break
+            if token == before:
+                raise ApiError(f"GET {self._resource.path}", 200, "Undecodable", "a page that leads to itself")
         for key in self._versions.keys() - seen:
             del self._versions[key]
             self._emit(Removed(self._kind, key, self._heard_s))
