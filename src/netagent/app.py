@@ -9,17 +9,13 @@ import asyncio
 import logging
 import signal
 import socket
-import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
-import msgspec
 from aiohttp import web
-from prometheus_client import CollectorRegistry
 
-from netagent import __version__, logs
-from netagent.agent import questions, views
+from netagent import logs
+from netagent.agent import debug
 from netagent.agent.abandoned import AbandonedLeases
 from netagent.agent.apistate import ApiState
 from netagent.agent.bridges import OthersBridges
@@ -29,32 +25,25 @@ from netagent.agent.condition import Lack, NetworkCondition
 from netagent.agent.denials import DenialCounts
 from netagent.agent.drift import DriftWatch
 from netagent.agent.droplog import DropLog
-from netagent.agent.dump import DumpPage
 from netagent.agent.forward import ForwardAccepts
-from netagent.agent.guard import guard
 from netagent.agent.health import Health, Heartbeat
 from netagent.agent.http import HttpServer
 from netagent.agent.lease import LOST, LeaseKeeper
-from netagent.agent.mode import choose_mode
+from netagent.agent.mode import resolve_mode
 from netagent.agent.network import PodNetwork
 from netagent.agent.nodenet import NodeNet
-from netagent.agent.page import StatusPage
-from netagent.agent.pages import Pages
 from netagent.agent.podlinks import PodLinks
 from netagent.agent.podmtu import PodMtu
 from netagent.agent.policyevents import PolicyEvents
-from netagent.agent.reading import PatientReader, RulesetPage
 from netagent.agent.sync import Dataplane
-from netagent.agent.views import plain
 from netagent.config import Config
 from netagent.core.flannel import render_subnet_env
 from netagent.core.frame import frame_settings
-from netagent.core.replay import Situation
 from netagent.core.underlay import public_ip_overrides
 from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError
 from netagent.disk.hostlocal import HostLocal
-from netagent.disk.state import ModeMemory, SubnetMemory
+from netagent.disk.state import SubnetMemory
 from netagent.disk.subnetenv import SUBNET_ENV, write_subnet_env
 from netagent.kernel.nft import TABLE_NAME, LibNftables
 from netagent.kube.client import ApiClient, connect
@@ -82,7 +71,7 @@ async def run(config: Config, origins: Mapping[str, str] | None = None) -> int:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, _toggle_debug, config)
     async with connect(config.api) as api:
-        resolved = await _resolve_mode(config, api, stop)
+        resolved = await resolve_mode(config, api, stop)
         if resolved is None:
             return 0
         agent = Agent(resolved, api, origins or {})
@@ -100,48 +89,6 @@ async def run(config: Config, origins: Mapping[str, str] | None = None) -> int:
     return 0
 
 
-async def _resolve_mode(config: Config, api: ApiClient, stop: asyncio.Event) -> Config | None:
-    """The configuration with network.mode decided; None where the agent is stopped before that."""
-    if config.network.mode != "auto":
-        return config
-    node_name = config.node_name or socket.gethostname()
-    async with _undecided(config):
-        asked = asyncio.create_task(choose_mode(api, node_name, ModeMemory(config.state_dir)))
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({asked, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not asked.done():
-            asked.cancel()
-            return None
-        network = msgspec.structs.replace(config.network, mode=await asked)
-        return msgspec.structs.replace(config, network=network)
-
-
-@asynccontextmanager
-async def _undecided(config: Config) -> AsyncIterator[None]:
-    """Alive, not ready: an agent that cannot decide because the API server is away is not to be restarted."""
-
-    async def nothing() -> None:
-        pass
-
-    why = "network.mode is auto and not decided yet: it waits for this node's Node object"
-    server = HttpServer(
-        config.http,
-        alive=Health({"event loop": str}),
-        ready=Health({"mode": lambda: why}),
-        registry=CollectorRegistry(),
-        before_scrape=nothing,
-        debug=None,
-    )
-    serving = asyncio.create_task(server.run())
-    try:
-        yield
-    finally:
-        serving.cancel()
-        with suppress(asyncio.CancelledError):
-            await serving
-
-
 def _toggle_debug(config: Config) -> None:
     log.warning("SIGUSR1: the log level is %s now", logs.toggle_debug(config.log))
 
@@ -155,9 +102,9 @@ class Agent:
 
     def __init__(self, config: Config, api: ApiClient, origins: Mapping[str, str]) -> None:
         self.config = config
+        self._origins = origins
         self.node_name = config.node_name or socket.gethostname()
         self.metrics = Metrics()
-        self._started_s = time.time()
         self._network_on = config.network.mode != "off"
         self._host_local = self._others()
         self._nft = LibNftables()
@@ -211,7 +158,6 @@ class Agent:
         self.bridges = OthersBridges(lambda: tuple(lease.subnet for lease in self._own), self.cni.endpoints)
         self.heartbeat = Heartbeat(self.metrics.loop_lag)
         self.ready = Health(self._parts(), self.api_state.remarks)
-        self._debug = web.Application(middlewares=[guard(config.http)])
         self.http = HttpServer(
             config.http,
             alive=Health({"event loop": self.heartbeat.problem, "dataplane": lambda: self.dataplane.stuck}),
@@ -220,23 +166,25 @@ class Agent:
             before_scrape=self._before_scrape,
             debug=self._debug,
         )
-        self._add_debug_routes(origins)
 
-    def _add_debug_routes(self, origins: Mapping[str, str]) -> None:
-        dataplane, reader = self.dataplane, PatientReader(self.dataplane, self._reader)
-        view = questions.add_routes(self._debug, dataplane, reader, node_name=self.node_name, overlay=self._network_on)
-        StatusPage(
-            dataplane,
-            view,
-            node_name=self.node_name,
-            ready=self.ready,
-            network=self.pod_network if self._network_on else None,
-            drop_log=self.drop_log,
-        ).add_routes(self._debug)
-        pages = Pages(self.config, origins, self._sections(), lambda: views.sizes(dataplane))
-        pages.add_routes(self._debug)
-        RulesetPage(dataplane, reader).add_routes(self._debug)
-        DumpPage(dataplane, reader, pages, situation=self._situation, metrics=self.http.metrics).add_routes(self._debug)
+    def _debug(self) -> web.Application:
+        return debug.application(
+            debug.Services(
+                config=self.config,
+                origins=self._origins,
+                node_name=self.node_name,
+                ready=self.ready,
+                metrics=self.http.metrics,
+                dataplane=self.dataplane,
+                nft=self._reader,
+                reflectors=self.reflectors,
+                keeper=self.keeper,
+                pod_network=self.pod_network,
+                forward=self.forward,
+                cni=self.cni,
+                drop_log=self.drop_log,
+            )
+        )
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, Any]]:
         """What runs, by name."""
@@ -427,31 +375,3 @@ class Agent:
         for name, value in counters.items():
             if not name.startswith("k_"):
                 metrics.dropped.labels(name).set(value.packets)
-
-    def _sections(self) -> dict[str, Any]:
-        dataplane, started_s = self.dataplane, self._started_s
-        return {
-            "agent": lambda: views.agent(dataplane, __version__, self.node_name, started_s, self.ready.problems()),
-            "watches": lambda: [plain(reflector.status) for reflector in self.reflectors.values()],
-            "leases": lambda: plain(list(self.keeper.held)),
-            "peers": lambda: plain(list(dataplane.store.leases.values())),
-            "pod_network": lambda: plain(self.pod_network.status),
-            "forward": lambda: plain(self.forward.status),
-            "cni": lambda: plain(self.cni.status),
-            "endpoints": lambda: views.endpoints(dataplane),
-            "policies": lambda: views.policies(dataplane),
-            "drops": lambda: (
-                self.drop_log.view() if self.drop_log is not None else {"problem": "policy.drop_log is off"}
-            ),
-            "transactions": lambda: plain(dataplane.transactions),
-            "slow_events": lambda: plain(dataplane.slow_events),
-        }
-
-    def _situation(self) -> Situation:
-        return Situation(
-            node=self.node_name,
-            frame=frame_settings(self.config),
-            own_subnets=tuple(lease.subnet for lease in self._own),
-            mark=self.dataplane.mark,
-            overlay=self._network_on,
-        )

@@ -35,9 +35,9 @@ class HttpServer:
         ready: Health,
         registry: CollectorRegistry,
         before_scrape: Callable[[], Awaitable[None]],
-        debug: web.Application | None,
+        debug: Callable[[], web.Application] | None,
     ) -> None:
-        """`debug` has the debug routes; None: nothing listens for them."""
+        """`debug` makes the application of the debug listener; None: there is none."""
         self._config = config
         self._alive = alive
         self._ready = ready
@@ -56,7 +56,7 @@ class HttpServer:
         places = [(self._public, config.address, config.port, "http.address, http.port")]
         if self._debug is not None:
             options = "http.debug_address, http.debug_port"
-            places.append((self._debug, config.debug_address, config.debug_port, options))
+            places.append((self._debug(), config.debug_address, config.debug_port, options))
         runners = []
         try:
             for app, address, port, options in places:

@@ -2,10 +2,17 @@
 
 import asyncio
 import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
-from msgspec import Raw
+from msgspec import Raw, structs
+from prometheus_client import CollectorRegistry
 
+from netagent.agent.health import Health
+from netagent.agent.http import HttpServer
+from netagent.config import Config
 from netagent.disk.atomic import DiskError
 from netagent.disk.state import ModeMemory
 from netagent.kube import decode
@@ -59,3 +66,45 @@ async def _ask(api: ApiClient, node_name: str, wait_s: float) -> Mode:
         if clock() - seen_s >= wait_s:
             return "lease"
         await asyncio.sleep(min(LOOK_S, wait_s))
+
+
+async def resolve_mode(config: Config, api: ApiClient, stop: asyncio.Event) -> Config | None:
+    """The configuration with network.mode decided; None where the agent is stopped before that."""
+    if config.network.mode != "auto":
+        return config
+    node_name = config.node_name or socket.gethostname()
+    async with _undecided(config):
+        asked = asyncio.create_task(choose_mode(api, node_name, ModeMemory(config.state_dir)))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({asked, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not asked.done():
+            asked.cancel()
+            return None
+        network = structs.replace(config.network, mode=await asked)
+        return structs.replace(config, network=network)
+
+
+@asynccontextmanager
+async def _undecided(config: Config) -> AsyncIterator[None]:
+    """Alive, not ready: an agent that cannot decide because the API server is away is not to be restarted."""
+
+    async def nothing() -> None:
+        pass
+
+    why = "network.mode is auto and not decided yet: it waits for this node's Node object"
+    server = HttpServer(
+        config.http,
+        alive=Health({"event loop": str}),
+        ready=Health({"mode": lambda: why}),
+        registry=CollectorRegistry(),
+        before_scrape=nothing,
+        debug=None,
+    )
+    serving = asyncio.create_task(server.run())
+    try:
+        yield
+    finally:
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving

@@ -98,6 +98,8 @@ class Dataplane:
         self.store = Store()
         self.compiler = Compiler(self.store, frame, node_name)
         self.transactions: list[Transaction] = []
+        self.own_subnets: tuple[str, ...] = ()
+        """This node's, as the compiler knows them."""
         self.latencies = LatencyRing()
         """Of events, from their arrival to the commit that covers them; on the clock of time.monotonic."""
         self._nft = nft
@@ -195,6 +197,7 @@ class Dataplane:
     def set_own_subnets(self, subnets: tuple[str, ...]) -> None:
         """This node's subnets."""
         self._causes.local("own subnets", ", ".join(subnets) or "none")
+        self.own_subnets = subnets
         self.compiler.set_own_subnets(subnets)
         self._touch(Dirty(), always=True)
 
