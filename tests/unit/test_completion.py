@@ -49,11 +49,24 @@ def test_bash_completes_commands_options_and_words(scripts: dict[str, Path], tmp
     assert offered(script, "netagent", "status", "--config", f"{tmp_path}/net") == {f"{tmp_path}/netagent.yaml"}
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_others_accept_their_script(scripts: dict[str, Path], shell: str) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
-    subprocess.run([shell, "-n", str(scripts[shell])], check=True)
+def needs(shell: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(shell) is None, reason=f"{shell} is not installed")
+
+
+@needs("fish")
+def test_fish_completes_too(scripts: dict[str, Path]) -> None:
+    def lines(text: str) -> list[str]:
+        command = ["fish", "--no-config", "-c", 'source $argv[1]; complete -C "$argv[2]"', str(scripts["fish"]), text]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+    assert lines("netagent doc") == ["doctor\twhat keeps the agent from doing its work on this node"]
+    assert {line.split("\t")[0] for line in lines("netagent doctor --output ")} == {"text", "json"}
+
+
+@needs("zsh")
+def test_zsh_accepts_its_script(scripts: dict[str, Path]) -> None:
+    subprocess.run(["zsh", "-f", "-n", str(scripts["zsh"])], check=True)
+    assert scripts["zsh"].read_text().startswith("#compdef netagent")
 
 
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,9 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
+            helps = {one.dest: one.help for one in action._choices_actions}
+            for name, below in action.choices.items():
+                below.description = helps.get(name)  # shells show it beside the name: a line, not a paragraph
                 yield from _actions(below)
 
 
