@@ -110,6 +110,21 @@ def reverse_path(value: int, underlay: str, uplinks: Collection[str], *, direct:
     return Finding("sysctl.rp_filter", "ok", found)
 
 
+def router_advertisements(underlay: str, value: str, *, learnt: bool) -> Finding:
+    """`value`: accept_ra of the underlay; `learnt`: the IPv6 default route came from a router's advertisement."""
+    found = f"accept_ra of {underlay} is {value or 'not there'}"
+    if learnt and value == "1":
+        return Finding(
+            "sysctl.accept_ra",
+            "warning",
+            f"{found}, and the IPv6 default route comes from a router's advertisement",
+            "A node that forwards, as the agent makes it, takes no advertisements then: IPv6 to outside ends when the "
+            "route expires.",
+            f"sysctl -w net.ipv6.conf.{underlay}.accept_ra=2, or set the route by hand",
+        )
+    return Finding("sysctl.accept_ra", "ok", found)
+
+
 def bridge_filter(bridges: Collection[str], value: str, *, policy: bool, ours: bool) -> Finding:
     """`bridges` that pods of other plugins hang on; `value` of bridge-nf-call-iptables, "" without br_netfilter."""
     if not bridges or not policy or value == "1":
@@ -144,8 +159,8 @@ def conntrack_table(count: int, limit: int) -> Finding:
     )
 
 
-def foreign_vxlan(devices: Iterable[Device], config: Config) -> Finding:
-    """Whether somebody else's vxlan device takes what ours needs."""
+def foreign_vxlan(devices: Collection[Device], config: Config, udp_ports: Collection[int] = ()) -> Finding:
+    """Whether somebody else's vxlan device, or a program's socket on one of these ports, takes what ours needs."""
     network = config.network
     own = {device_name(family, network.vni, device_prefix(config.network)) for family in (4, 6)}
     others = [one for one in devices if one.port == network.vxlan_port and one.name not in own]
@@ -159,6 +174,14 @@ def foreign_vxlan(devices: Iterable[Device], config: Config) -> Finding:
             f"The kernel refuses another one with VNI {network.vni} and this port: nodes are not joined.",
             "remove it if its owner is gone (ip link del NAME), else change network.vni or network.vxlan_port on all "
             "nodes",
+        )
+    if network.vxlan_port in udp_ports and not any(one.port == network.vxlan_port for one in devices):
+        return Finding(
+            "links.vxlan",
+            "error",
+            f"a program has UDP port {network.vxlan_port}, and no vxlan device does",
+            "The kernel cannot open the port for ours: nodes are not joined.",
+            f"end it (ss -ulpn sport = {network.vxlan_port}), or change network.vxlan_port on all nodes",
         )
     return Finding("links.vxlan", "ok", f"VNI {network.vni} on UDP port {network.vxlan_port} is free or ours")
 

@@ -20,6 +20,7 @@ ETHTOOL_GDRVINFO = 0x3
 DRVINFO_BYTES, DRIVER_BYTES = 196, 32
 """struct ethtool_drvinfo: a command, then the driver's name, then what does not matter here."""
 IFLA_MASTER = 10
+RT_TABLE_MAIN, RTPROT_RA = 254, 9
 VXLAN_COLLECT_METADATA = 25
 CAPABILITIES = {"NET_ADMIN": 12, "SYS_ADMIN": 21}
 """linux/capability.h: bits of those that the agent has."""
@@ -93,6 +94,26 @@ def reverse_path(device: str) -> int:
     """rp_filter in force on a device: the larger of its own and that of all."""
     texts = (links.read_sysctl(f"net/ipv4/conf/{where}/rp_filter") for where in (device, "all"))
     return max(int(text) if text.isdigit() else 0 for text in texts)
+
+
+async def has_learnt_default() -> bool:
+    """Whether a default route of IPv6 came from a router's advertisement. Raises RtnetlinkError."""
+    header = links.RTMSG.pack(socket.AF_INET6, 0, 0, 0, RT_TABLE_MAIN, RTPROT_RA, 0, 0, 0)
+    with Rtnetlink() as netlink:
+        found = await netlink.dump(links.RTM_GETROUTE, header)
+    return any(links.RTMSG.unpack_from(one.body)[1] == 0 for one in found)
+
+
+def udp_ports() -> frozenset[int]:
+    """Ports with a UDP socket, the kernel's own among them."""
+    found: set[int] = set()
+    for name in ("udp", "udp6"):
+        try:
+            lines = (Path("/proc/net") / name).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        found |= {int(line.split()[1].rpartition(":")[2], 16) for line in lines}
+    return frozenset(found)
 
 
 def conntrack_use() -> tuple[int, int] | None:

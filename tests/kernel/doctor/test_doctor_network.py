@@ -117,6 +117,25 @@ def test_somebody_elses_vxlan_device(bed: DoctorBed, options: str, level: str | 
     assert (own.returncode != 0) is ("id 1 dstport 8472" in options), own.stderr
 
 
+def test_a_program_on_the_port_of_the_tunnels(bed: DoctorBed) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("", 8472))
+        assert bed.levels() == {"links.vxlan": "error"}
+        assert features.probe([features.Feature("vxlan", "", features.vxlan(1, 8472, "127.0.0.1"))]) == {"vxlan": ""}
+    assert bed.levels() == {}
+
+
+def test_a_default_route_that_forwarding_will_cost(bed: DoctorBed) -> None:
+    bed.set("network", pools=["10.244.0.0/16", "fd00:10:244::/48"])
+    bed.sysctl("net/ipv6/conf/all/forwarding", "1")
+    bed.sysctl(f"net/ipv6/conf/{UPLINK}/accept_ra", "1")
+    assert bed.levels() == {}
+    sh(f"ip -6 route add default via fe80::1 dev {UPLINK} proto ra")
+    assert bed.levels() == {"sysctl.accept_ra": "warning"}
+    bed.sysctl(f"net/ipv6/conf/{UPLINK}/accept_ra", "2")
+    assert bed.levels() == {}
+
+
 def test_our_own_vxlan_device_is_no_conflict(bed: DoctorBed) -> None:
     sh(f"ip link add netagent.1 mtu 1450 type vxlan id 1 dstport 8472 dev {UPLINK}")
     assert bed.levels() == {}

@@ -53,7 +53,7 @@ async def network(config: Config, node: Node | None) -> Iterable[Finding]:
     if config.network.mode == "off":
         return found
     if config.network.backend == "vxlan":
-        found.append(hostchecks.foreign_vxlan(seen.devices, config))
+        found.append(hostchecks.foreign_vxlan(seen.devices, config, host.udp_ports()))
     return [*found, *await _underlay(config, node, seen)]
 
 
@@ -70,9 +70,15 @@ async def _underlay(config: Config, node: Node | None, seen: Host) -> Iterable[F
     return [
         Finding("links.underlay", "ok", f"{name}: {', '.join(address for _, address in chosen.addresses)}"),
         hostchecks.reverse_path(host.reverse_path(name), name, uplinks, direct=direct),
+        *(await _router_advertisements(name) if 6 in families_of(config.network.pools) else ()),
         *hostchecks.sizes(chosen, seen.devices, config),
         *(hostchecks.checksums(seen.devices, host.driver(name), config) if config.network.backend == "vxlan" else ()),
     ]
+
+
+async def _router_advertisements(underlay: str) -> Iterable[Finding]:
+    value = links.read_sysctl(f"net/ipv6/conf/{underlay}/accept_ra")
+    return [hostchecks.router_advertisements(underlay, value, learnt=await host.has_learnt_default())]
 
 
 def _is_inner(name: str) -> bool:
@@ -107,8 +113,8 @@ async def _filters(nft: ForeignNft, config: Config, *, running: bool) -> Iterabl
     chains = await nft.query("list chains")
     joins = config.network.mode != "off"
     listings: dict[str, list[dict[str, Any]]] = {}
-    for family, table, _ in firewallchecks.denying_inputs(chains):
-        listings[f"{family} {table}"] = await nft.query(f"list table {family} {table}")
+    for family, table, name in firewallchecks.denying_inputs(chains):
+        listings[f"{family} {table} {name}"] = await nft.query(f"list table {family} {table}")
     port = config.network.vxlan_port if joins and config.network.backend == "vxlan" else None
     iptables = {(one["chain"]["family"], one["chain"]["table"]) for one in chains if "chain" in one} & IPTABLES
     return [
