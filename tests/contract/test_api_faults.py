@@ -28,7 +28,7 @@ from support.faultyapi import (
 
 pytestmark = [pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
 
-HELD_S = 1.2
+HELD_S = 1.0
 """How long a fault lasts at least: a client that spins would ask thousands of times."""
 WATCHED = ("pods", "namespaces", "nodes", "networkpolicies", "leases")
 HTML = b"<html><body>Bad gateway, but with status 200</body></html>\n"
@@ -125,7 +125,6 @@ CASES = {
     "500": Case(refuse(500, "InternalError"), "500 InternalError"),
     "503 of a proxy": Case(refuse(503), "503 Service Unavailable: upstream connect error"),
     "429": Case(refuse(429, "TooManyRequests"), "429 TooManyRequests"),
-    "429 with Retry-After": Case(refuse(429, "TooManyRequests", Retry_After="1"), "429 TooManyRequests"),
     "HTML": Case(answer(HTML, "text/html"), "malformed|no watch frame"),
     "another kind": Case(answer(OTHER), "not a PodList: kind 'ServiceList'|no watch frame"),
     "garbage frames": Case(only(answer(b'\x00\xff{"type":\n'), verb="watch"), "no watch frame", passes=True),
@@ -189,17 +188,17 @@ def assert_bounded(site: Site, since_s: float) -> None:
 
 
 async def test_retry_after_is_waited_for(site: Site) -> None:
-    site.proxy.fault = refuse(429, "TooManyRequests", Retry_After="2")
+    site.proxy.fault = refuse(429, "TooManyRequests", Retry_After="1")
     site.proxy.break_off()
     began_s = time.monotonic()
-    await asyncio.sleep(3.0)
+    await asyncio.sleep(2.5)
     site.proxy.fault = None
     for kind in WATCHED:
         times = [
             one.at_s for one in site.proxy.asked if one.at_s >= began_s and (one.verb, one.kind) == ("watch", kind)
         ]
-        assert len(times) <= 2
-        assert all(second - first >= 2.0 for first, second in itertools.pairwise(times)), (kind, times)
+        assert len(times) <= 3
+        assert all(second - first >= 1.0 for first, second in itertools.pairwise(times)), (kind, times)
     await site.ready()
 
 
