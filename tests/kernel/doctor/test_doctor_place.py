@@ -143,6 +143,7 @@ def test_without_capabilities_it_says_what_it_could_not_look_at(bed: DoctorBed) 
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
     command = [*drop, sys.executable, "-m", "netagent", "doctor", "--no-api", "-o", "json", "--config", str(bed.config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert done.stderr == ""
     status, found = sort(done.stdout, done.returncode)
     assert status == 1, found
     unknown = {name for name, many in found.items() for one in many if one["level"] == "unknown"}

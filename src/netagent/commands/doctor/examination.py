@@ -1,6 +1,6 @@
 """One examination of a node: every question, asked in an order in which later ones can use earlier answers."""
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Mapping
 from ipaddress import ip_network
 
 from netagent.commands.doctor import cluster, kernel, node, place
@@ -26,10 +26,12 @@ def refused(error: ConfigError) -> Finding:
 
 async def examine(config: Config, *, with_config: bool = True, with_api: bool = True) -> list[Finding]:
     """All findings. Nothing on the node is changed, whatever fails is a finding itself."""
-    found = [*_rights()]
+    lacking = host.lacking_capabilities()
+    found = [*_rights(lacking)]
     if not with_config:
         return [*found, *await _safely("kernel.features", kernel.examine(config))]
-    presence, parts = place.look(config, table=await node.has_table())
+    may_list = node.LISTING not in lacking
+    presence, parts = place.look(config, table=may_list and await node.has_table())
     running = presence.running
     found += place.examine(config, presence, parts)
     answers = await cluster.examine(config) if with_api else cluster.Cluster(())
@@ -37,14 +39,13 @@ async def examine(config: Config, *, with_config: bool = True, with_api: bool = 
     found += await _safely("kernel.features", kernel.examine(config))
     found += await _safely("sysctl", node.settings(config, running=running))
     found += await _safely("links", node.network(config, answers.node))
-    found += await _safely("firewall", node.filters(config, running=running))
+    found += await _safely("firewall", node.filters(config, running=running, may_list=may_list))
     if config.network.mode != "off":
         found += await _safely("network.overlap", _overlaps(config, answers.others))
     return found
 
 
-def _rights() -> Iterable[Finding]:
-    lacking = host.lacking_capabilities()
+def _rights(lacking: Collection[str]) -> Iterable[Finding]:
     if lacking:
         yield unknown("process.capabilities", f"this process has not {', '.join(lacking)}", ROOT)
 

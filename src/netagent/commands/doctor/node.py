@@ -21,6 +21,8 @@ SYSCTL = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 BRIDGE_FILTER = "net/bridge/bridge-nf-call-iptables"
 IPTABLES = {("ip", "filter"), ("ip", "nat"), ("ip6", "filter"), ("ip6", "nat")}
 """nftables' names of the tables of iptables-nft."""
+LISTING = "NET_ADMIN"
+"""The capability that listing nftables takes."""
 NEEDS_ROOT = "run it as root, or in the agent's pod"
 
 
@@ -98,8 +100,11 @@ async def others_networks(config: Config) -> dict[str, str]:
     }
 
 
-async def filters(config: Config, *, running: bool) -> Iterable[Finding]:
+async def filters(config: Config, *, running: bool, may_list: bool = True) -> Iterable[Finding]:
     """nftables and legacy iptables of others, and the library."""
+    if not may_list:  # libnftables complains on stderr by itself
+        lacking = unknown("firewall.nftables", f"without {LISTING} nobody may list nftables", NEEDS_ROOT)
+        return [lacking, *_legacy(with_nft=False)]
     nft = ForeignNft()
     try:
         return await _filters(nft, config, running=running)
