@@ -84,7 +84,12 @@ def admits_peer(cluster: Cluster, rule: Rule, party: Party) -> bool:
     """Whether the rule is for the party, on whichever ports."""
     if rule.peers is None:
         return True
-    return any(next(peer_missing(cluster, peer, party), None) is None for peer in rule.peers)
+    return any(peer_holds(cluster, peer, party) for peer in rule.peers)
+
+
+def peer_holds(cluster: Cluster, peer: Peer, party: Party) -> bool:
+    """Whether the peer holds the party."""
+    return next(peer_missing(cluster, peer, party), None) is None
 
 
 def missing(cluster: Cluster, rule: Rule, flow: Flow, direction: Direction) -> tuple[str, ...]:

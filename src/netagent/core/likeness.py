@@ -11,9 +11,12 @@ from collections.abc import Hashable, Iterator
 
 from netagent.core.parties import Party
 from netagent.core.peersets import version_of
-from netagent.core.policy import BlockPeer, NamedPort, PodPeer, Policy
+from netagent.core.policy import BlockPeer, NamedPort, Peer, PodPeer, Policy
 from netagent.core.selectors import Selector
 from netagent.records import Pod
+
+ELSEWHERE = -1
+"""Aspect of pods of other namespaces to a peer of one namespace."""
 
 
 class Likeness:
@@ -28,6 +31,9 @@ class Likeness:
         self._cuts: dict[int, list[int]] = {}
         self._hosts: set[str] = set()
         self._numbers: dict[Hashable, int] = {}
+        self._aspects: dict[Hashable, int] = {}
+        self._owners: list[int] = []
+        self._places: list[int] = []
 
     def learn(self, policy: Policy) -> None:
         """Note what the policy tells apart."""
@@ -57,20 +63,31 @@ class Likeness:
         """Equal for parties that are alike."""
         if party.local:
             self._hosts.add(party.host)
+        owner, place = self._pod(party.owner), (self._place(party.counts_as or party.ip), version_of(party.ip))
         likeness = (
+            owner,
+            place,
+            bool(party.counts_as),
             party.unknown,
-            self._pod(party.subject),
-            None if party.owner is party.subject else self._pod(party.owner) or (),
+            None if party.owner is party.subject else self._pod(party.subject) or (),
             party.local and party.host,
             party.node if party.node in self._hosts else bool(party.node),
-            bool(party.counts_as),
-            self._place(party.counts_as or party.ip),
-            version_of(party.ip),
         )
         number = self._numbers.setdefault(likeness, len(self.parties))
         if number == len(self.parties):
             self.parties.append(party)
+            self._owners.append(self._aspects.setdefault(owner, len(self._aspects)))
+            self._places.append(self._aspects.setdefault(place, len(self._aspects)))
         return number
+
+    def aspect(self, peer: Peer, number: int) -> int:
+        """What of a likeness a peer looks at: equal where it must hold both or neither."""
+        if isinstance(peer, BlockPeer):
+            return self._places[number]
+        owner = self.parties[number].owner
+        if owner is not None and peer.namespace and owner.key.namespace != peer.namespace:
+            return ELSEWHERE
+        return self._owners[number]
 
     def _pod(self, pod: Pod | None) -> Hashable:
         if pod is None:

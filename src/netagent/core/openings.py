@@ -59,6 +59,8 @@ def openings(ranges: Iterable[tuple[str, Range]], *, icmp: bool = False) -> Open
 def either(several: Iterable[Openings]) -> Openings:
     """What any of them opens."""
     found = list(several)
+    if len(found) <= 1:
+        return found[0] if found else NOTHING
     if EVERYTHING in found:
         return EVERYTHING
     ports = tuple(
@@ -69,6 +71,8 @@ def either(several: Iterable[Openings]) -> Openings:
 
 def both(one: Openings, other: Openings) -> Openings:
     """What each of the two opens."""
+    if one is EVERYTHING or other is EVERYTHING:
+        return other if one is EVERYTHING else one
     ports = tuple(_common(*pair) for pair in zip(one.ports, other.ports, strict=True))
     return Openings(ports, one.icmp and other.icmp)
 

@@ -12,17 +12,17 @@ from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
 
 from msgspec import Struct, field, structs
 
-from netagent.core.judgement import Flow, admits_peer, exempt, isolating, named_target, port_ranges
+from netagent.core.judgement import Flow, exempt, isolating, named_target, peer_holds, port_ranges
 from netagent.core.likeness import Likeness
 from netagent.core.openings import EVERYTHING, NOTHING, Openings, both, either, openings
 from netagent.core.parties import Cluster, Party, QuestionError, parties, party_at
 from netagent.core.peersets import version_of
-from netagent.core.policy import Direction, Policy, Rule
+from netagent.core.policy import Direction, Peer, Policy, Rule
 from netagent.core.probes import outside
-from netagent.records import ContainerPort, Key
+from netagent.records import Key
 
-MAX_PAIRS = 200_000
-"""Pairs of likenesses that are judged: about a second of one core."""
+MAX_PAIRS = 150_000
+"""Pairs of likenesses that are judged: one to two seconds of one core."""
 MAX_ELSEWHERE = 64
 """Ends that are shown besides this node's pods."""
 MAX_NAMESPACES = 8
@@ -88,70 +88,100 @@ def reachability(cluster: Cluster) -> Generator[None, None, Reachability]:
     return (yield from run.result())
 
 
+class Side(Struct, gc=False):
+    """What one direction is judged by, at all ends that the same policies isolate."""
+
+    direction: Direction
+    rules: tuple[Rule, ...] | None
+    """None: everything passes; empty: nothing does."""
+    server: Party | None
+    """For ingress: whose declarations resolve named ports."""
+    opened: dict[int, Openings] = field(default_factory=dict)
+    """By the likeness of the other end."""
+
+
 class Judge:
     """What is open between two likenesses, each question answered once."""
 
-    def __init__(self, cluster: Cluster, alike: list[Party]) -> None:
-        """`alike`: a party of each likeness, by its number."""
+    def __init__(self, cluster: Cluster, likeness: Likeness) -> None:
         self._cluster = cluster
-        self._alike = alike
-        self._one_way: dict[tuple[Direction, int, int], Openings] = {}
-        self._sides: dict[tuple[Direction, int], tuple[Rule, ...] | None] = {}
-        self._peers: dict[tuple[int, int], bool] = {}
-        self._ports: dict[tuple[int, tuple[ContainerPort, ...] | None], Openings] = {}
+        self._likeness = likeness
+        self._alike = likeness.parties
+        self._sides: dict[Hashable, Side] = {}
+        self._side_of: dict[Direction, dict[int, Side]] = {direction: {} for direction in Direction}
+        self._rules: dict[int, dict[int, bool]] = {}
+        """Identity of a rule -> likeness -> whether it is for that end. Rules live as long as the cluster does."""
+        self._peers: dict[Peer, dict[int, bool]] = {}
+        """Peer -> aspect -> whether it holds who has it."""
+        self._peers_of: dict[int, list[tuple[Peer, dict[int, bool]]]] = {}
+        """The same by identity of a rule."""
+        self._ports: dict[Hashable, Openings] = {}
 
     def between(self, source: int, destination: int) -> tuple[Openings, str]:
         """What both directions let through, and why no policy judges it ("" where one may)."""
-        flow = Flow(source=self._alike[source], destination=self._alike[destination], protocol="TCP", port=1)
-        if flow.source.ip != flow.destination.ip and (free := exempt(self._cluster, flow)):
-            return EVERYTHING, free
-        egress = self._direction(Direction.EGRESS, source, destination)
-        ingress = self._direction(Direction.INGRESS, destination, source)
-        return (egress if egress is ingress else both(egress, ingress)), ""
+        one, other = self._alike[source], self._alike[destination]
+        if one.node or other.node:
+            free = exempt(self._cluster, Flow(source=one, destination=other, protocol="TCP", port=1))
+            if free:
+                return EVERYTHING, free
+        egress = self._one_way(Direction.EGRESS, source, destination)
+        ingress = self._one_way(Direction.INGRESS, destination, source)
+        return both(egress, ingress), ""
 
-    def _direction(self, direction: Direction, subject: int, peer: int) -> Openings:
+    def _one_way(self, direction: Direction, subject: int, peer: int) -> Openings:
         """What the policies of one end let through; as `judgement.permits`, for all ports at once."""
-        found = self._one_way.get((direction, subject, peer))
+        side = self._side(direction, subject)
+        if side.rules is None:
+            return EVERYTHING
+        found = side.opened.get(peer)
         if found is None:
-            party, rules = self._alike[subject], self._rules(direction, subject)
-            if party.unknown:
-                found = NOTHING
-            elif rules is None:
-                found = EVERYTHING
-            else:
-                server = self._alike[subject if direction is Direction.INGRESS else peer]
-                target = named_target(self._cluster, server, direction)
-                ports = target.ports if target is not None else None
-                found = either(self._open(rule, ports, server, direction) for rule in rules if self._holds(rule, peer))
-            self._one_way[direction, subject, peer] = found
+            server = side.server or self._alike[peer]
+            found = either(self._open(side, rule, server) for rule in side.rules if self._is_for(rule, peer))
+            side.opened[peer] = found
         return found
 
-    def _rules(self, direction: Direction, subject: int) -> tuple[Rule, ...] | None:
-        """Those of the policies that isolate; None: not isolated."""
-        if (direction, subject) not in self._sides:
-            pod = self._alike[subject].subject
-            policies = isolating(self._cluster, pod, direction) if pod is not None else []
+    def _side(self, direction: Direction, subject: int) -> Side:
+        side = self._side_of[direction].get(subject)
+        if side is None:
+            party = self._alike[subject]
+            policies = isolating(self._cluster, party.subject, direction) if party.subject is not None else []
             rules = tuple(rule for policy in policies for rule in policy.rules[direction])
-            self._sides[direction, subject] = rules if policies else None
-        return self._sides[direction, subject]
+            judged = () if party.unknown else rules if policies else None
+            server = party if direction is Direction.INGRESS else None
+            declared = party.subject.ports if server is not None and party.subject is not None else ()
+            identity = (direction, judged is None, tuple(map(id, rules)), declared)
+            side = self._sides.setdefault(identity, Side(direction, judged, server))
+            self._side_of[direction][subject] = side
+        return side
 
-    def _holds(self, rule: Rule, peer: int) -> bool:
-        # Rules live as long as the cluster that this speaks of, so their identities stay theirs.
-        known = self._peers.get((id(rule), peer))
-        if known is None:
-            known = self._peers[id(rule), peer] = admits_peer(self._cluster, rule, self._alike[peer])
-        return known
+    def _is_for(self, rule: Rule, end: int) -> bool:
+        known = self._rules.setdefault(id(rule), {})
+        if end not in known:
+            known[end] = rule.peers is None or any(self._holds(*peer, end) for peer in self._known_peers(rule))
+        return known[end]
 
-    def _open(
-        self, rule: Rule, declared: tuple[ContainerPort, ...] | None, server: Party, direction: Direction
-    ) -> Openings:
+    def _known_peers(self, rule: Rule) -> list[tuple[Peer, dict[int, bool]]]:
+        found = self._peers_of.get(id(rule))
+        if found is None:
+            found = [(peer, self._peers.setdefault(peer, {})) for peer in rule.peers or ()]
+            self._peers_of[id(rule)] = found
+        return found
+
+    def _holds(self, peer: Peer, known: dict[int, bool], end: int) -> bool:
+        aspect = self._likeness.aspect(peer, end)
+        if aspect not in known:
+            known[aspect] = peer_holds(self._cluster, peer, self._alike[end])
+        return known[aspect]
+
+    def _open(self, side: Side, rule: Rule, server: Party) -> Openings:
         if rule.ports is None:
             return EVERYTHING
-        known = self._ports.get((id(rule), declared))
+        target = named_target(self._cluster, server, side.direction)
+        what = (id(rule), target.ports if target is not None else None)
+        known = self._ports.get(what)
         if known is None:
-            target = named_target(self._cluster, server, direction)
             ranges = [(port.protocol, part) for port in rule.ports for part in port_ranges(port, target)]
-            known = self._ports[id(rule), declared] = openings(ranges)
+            known = self._ports[what] = openings(ranges)
         return known
 
 
@@ -186,7 +216,7 @@ class _Run:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._like = Likeness()
-        self._judge = Judge(cluster, self._like.parties)
+        self._judge = Judge(cluster, self._like)
         self._here: list[tuple[str, str, int]] = []
         """This node's pods: name, words, number of the class."""
         self._named: set[Key] = set()
