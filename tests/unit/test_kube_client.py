@@ -1,6 +1,7 @@
 """Credentials and requests: how little is imported, rotation of tokens and certificates, what errors tell."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import ssl
@@ -279,3 +280,21 @@ async def test_a_stream_yields_whole_lines_and_notices_silence(server: Server, t
     assert lines == [b"one", b"two", b"three"]
     assert batches >= 2
     assert server.tokens == [None]
+
+
+async def test_a_line_that_comes_byte_by_byte_is_given_up(server: Server, tmp_path: Path) -> None:
+    async def dribble(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b"x")
+                await asyncio.sleep(0.05)
+        return response
+
+    server.answer = dribble
+    async with connect(kubeconfig(tmp_path, server.url)) as api:
+        stream = api.stream("/w", silence_s=0.5, watch="true")
+        assert await anext(stream) == []
+        with pytest.raises(Silent, match="whole line"):
+            await anext(stream)

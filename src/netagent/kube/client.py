@@ -6,6 +6,7 @@ Nothing here retries: callers know what a failure means to them. No error text a
 import asyncio
 import logging
 import socket
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -152,13 +153,14 @@ class ApiClient:
         """GET of newline-delimited text, as lists of whole lines that arrived together.
 
         The first list is empty: the server has accepted the request. A last line without its newline is dropped.
-        Ends when the server ends it; raises Silent after silence_s without a byte.
+        Ends when the server ends it; raises Silent after silence_s without a byte, or without a whole line.
         """
         timeout = _timeout(sock_read=silence_s)
         request = f"GET {path}"
         async with self._open(_Call("GET", path, timeout, params)) as response:
             yield []
             rest = bytearray()
+            whole_s = time.monotonic()
             while True:
                 try:
                     chunk = await response.content.readany()
@@ -173,6 +175,9 @@ class ApiClient:
                     *lines, last = bytes(rest).split(b"\n")
                     rest = bytearray(last)
                     yield lines
+                    whole_s = time.monotonic()
+                elif time.monotonic() - whole_s > silence_s:
+                    raise Silent(f"{request}: no whole line for {silence_s:g} s.")
                 elif len(rest) > MAX_LINE_BYTES:
                     raise TooLarge(request, 200, "TooLarge", f"a line of more than {MAX_LINE_BYTES} bytes")
 
@@ -189,8 +194,8 @@ class ApiClient:
         data = None if body is None else msgspec.json.encode(body)
         call = _Call(method, path, self._timeout, params or {}, data, content_type)
         async with self._open(call) as response:
-            content = await _read(response, call, MAX_ANSWER_BYTES + 1)
-            if len(content) > MAX_ANSWER_BYTES:
+            content = await _read(response, call, MAX_ANSWER_BYTES)
+            if content is None:
                 raise TooLarge(str(call), response.status, "TooLarge", f"more than {MAX_ANSWER_BYTES} bytes")
         decoder = self._decoders.get(into)
         if decoder is None:
@@ -208,7 +213,7 @@ class ApiClient:
         self.clock.note(response.headers.get("Date"))
         try:
             if not 200 <= response.status < 300:
-                raise _refusal(call, response, await _read(response, call, MAX_REFUSAL_BYTES))
+                raise _refusal(call, response, await _read(response, call, MAX_REFUSAL_BYTES) or b"")
             yield response
         finally:
             # One that was read to its end is back in the pool already; any other must not be used again.
@@ -292,12 +297,14 @@ def _kind_of(error: Exception) -> type[Unreachable]:
     return TimedOut if isinstance(error, TimeoutError) else Unreachable
 
 
-async def _read(response: aiohttp.ClientResponse, call: _Call, limit: int) -> bytes:
-    """The body; of a longer one its first `limit` bytes or a little more."""
+async def _read(response: aiohttp.ClientResponse, call: _Call, limit: int) -> bytes | None:
+    """The body; None where it is longer than `limit` bytes."""
     content = bytearray()
     try:
-        while len(content) < limit and (chunk := await response.content.readany()):
+        while chunk := await response.content.readany():
             content += chunk
+            if len(content) > limit:
+                return None
     except (aiohttp.ClientError, OSError) as error:
         text = f"{call}: the answer broke off after {len(content)} bytes: {_cause(error)}."
         raise _kind_of(error)(text) from None
