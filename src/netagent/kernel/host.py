@@ -141,6 +141,22 @@ def agents() -> tuple[int, ...]:
     return tuple(sorted(int(one.name) for one in Path("/proc").glob("[0-9]*") if _is_agent(one, here)))
 
 
+def config_of(agent: int) -> str:
+    """The file that a process of an agent was started with; "" where there is none, or it cannot be seen."""
+    process = Path("/proc") / str(agent)
+    try:
+        words = [os.fsdecode(word) for word in (process / "cmdline").read_bytes().split(b"\0")]
+        directory = (process / "cwd").readlink()
+    except OSError:
+        return ""
+    for index, word in enumerate(words):
+        if word.startswith("--config="):
+            return str(directory / word.partition("=")[2])
+        if word == "--config" and index + 1 < len(words):
+            return str(directory / words[index + 1])
+    return ""
+
+
 def _is_agent(process: Path, here: str) -> bool:
     """By its command line: `netagent agent ...` or `python -m netagent agent ...`."""
     try:

@@ -96,6 +96,10 @@ def test_an_agent_that_waits_for_the_api_server(bed: DoctorBed, capsys: pytest.C
         _, found = bed.examine()
         assert found["agent.running"][0]["found"] == f"an agent runs: process {process.pid}"
         assert found["cni.socket"][0]["level"] == "ok"
+        code = cli.main(["doctor", "--no-api", "--output", "json"])
+        _, alone = sort(capsys.readouterr().out, code)
+        assert alone["config.file"][0]["found"] == str(bed.config)
+        assert alone["cni.socket"] == found["cni.socket"]
         assert found["agent.ready"][0]["level"] == "warning"
         assert "dataplane" in found["agent.ready"][0]["found"]
         status = ["status", "--config", str(bed.config), "--output", "json"]

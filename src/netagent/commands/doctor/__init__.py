@@ -26,7 +26,12 @@ def add_commands(subparsers: Subparsers) -> None:
         "looked at, for want of root or of the API server, is said so.",
         epilog="Exit status: 0 nothing to do; 1 warnings, or something could not be looked at; 2 errors.",
     )
-    parser.add_argument("--config", default="", metavar="FILE", help="the agent's; NETAGENT_* variables count too")
+    parser.add_argument(
+        "--config",
+        default="",
+        metavar="FILE",
+        help="the agent's, by default that of the agent that runs here; NETAGENT_* variables count too",
+    )
     parser.add_argument(
         "--kubeconfig",
         default=os.environ.get("KUBECONFIG", ""),
@@ -40,15 +45,22 @@ def add_commands(subparsers: Subparsers) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from netagent.commands.doctor.examination import examine, refused  # noqa: PLC0415 - start-up time of the others
+    from netagent.commands.doctor.examination import (  # noqa: PLC0415 - start-up time of the others
+        accepted,
+        examine,
+        refused,
+        running_config,
+    )
     from netagent.core import findings  # noqa: PLC0415
 
     found, loaded = [], Config()
     try:
-        loaded = _with_kubeconfig(config.load(options.config, os.environ, {}), options.kubeconfig)
+        path = options.config or running_config()
+        loaded = _with_kubeconfig(config.load(path, os.environ, {}), options.kubeconfig)
+        found.append(accepted(path))
     except ConfigError as error:
         found.append(refused(error))
-    found += asyncio.run(examine(loaded, with_config=not found, with_api=not options.no_api))
+    found += asyncio.run(examine(loaded, with_config=found[0].level == "ok", with_api=not options.no_api))
     status = findings.exit_status(found)
     if options.output == "json":
         print_json({"status": status, "level": findings.worst(found), "findings": found})

@@ -13,6 +13,17 @@ from netagent.ports import NetagentError
 ROOT = "run it as root on the node, or in the agent's pod: kubectl -n kube-system exec POD -- netagent doctor"
 
 
+def running_config() -> str:
+    """The file that the agent of this node was started with; "" where that is not known."""
+    agents = host.agents()
+    return host.config_of(agents[0]) if agents else ""
+
+
+def accepted(path: str) -> Finding:
+    """What all other findings go by."""
+    return Finding("config.file", "ok", path or "defaults and NETAGENT_* variables")
+
+
 def refused(error: ConfigError) -> Finding:
     """The configuration cannot be read; what hangs on it is not looked at."""
     return Finding(
