@@ -8,7 +8,7 @@ PACKAGES = python3 python3-venv python3-nftables gcc libc6-dev iproute2 nftables
 DIR     ?= tests/netpol
 CASES   ?=
 
-.PHONY: setup demo lint unit kernel contract lab netpol test bench image image-base manifests docs lock clean
+.PHONY: setup demo lint unit kernel contract lab netpol fuzz test bench image image-base manifests docs lock clean
 
 setup: $(VENV)/.done $(SHIM)
 
@@ -34,7 +34,7 @@ lint: setup
 	$(VENV)/bin/mypy
 
 unit: setup
-	$(PY) -m pytest -n 2 tests/unit
+	$(PY) -m pytest -n 2 tests/unit tests/fuzz
 
 kernel: setup
 	$(PY) -m pytest -n 2 --dist loadfile tests/kernel
@@ -48,6 +48,12 @@ lab: setup
 # Runs NetworkPolicy cases with real connections: make netpol DIR=<directory> [CASES=<id or tag>]
 netpol: setup
 	PYTHONPATH=tests $(PY) -m netpol $(DIR) $(if $(CASES),--cases '$(CASES)')
+
+# Coverage-guided fuzzing: make fuzz [TARGET=pod] [SECONDS=60]. Targets: tests/fuzz/targets.py; all of them by default.
+fuzz: setup
+	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
+	cd tests && for target in $(or $(TARGET),$$(ls fuzz/corpus)); do \
+	    ../$(PY) -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
 
 test: lint unit kernel contract lab netpol
 
@@ -73,6 +79,8 @@ lock: setup
 	$(VENV)/bin/uv pip compile -q pyproject.toml --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	$(VENV)/bin/uv pip compile -q pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-header \
 	    -o requirements-dev.lock
+	$(VENV)/bin/uv pip compile -q pyproject.toml --extra fuzz --generate-hashes --no-emit-index-url --no-header \
+	    -c requirements-dev.lock -o requirements-fuzz.lock
 
 clean:
 	rm -rf $(VENV) $(SHIM) .mypy_cache .ruff_cache .pytest_cache .hypothesis

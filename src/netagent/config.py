@@ -25,6 +25,8 @@ LAB_PREFIX = "NETAGENT_LAB_"
 """Variables of the lab, which are no options of an agent."""
 MAX_FILE_BYTES = 1 << 18
 """A configuration file larger than this is refused: ours is some hundred bytes."""
+MAX_DEPTH = 20
+"""Nesting of the file; a list in a section has three."""
 SHOWN_CHARS = 300
 """Of a value or a complaint in an error."""
 
@@ -266,6 +268,8 @@ def decode(tree: Any, source: str) -> Config:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error, tree)}") from None
+    except UnicodeError as error:
+        raise ConfigError(f"{source}: an option holds text that is no UTF-8: {error.args[-1]}.") from None
 
 
 def check(config: Config) -> None:
@@ -399,13 +403,22 @@ def _read(path: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases, by which a small file becomes a huge tree, and without keys that come twice."""
+    """Without aliases, by which a small file becomes a huge tree, without keys that come twice, not deep."""
+
+    _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases are not accepted", event.start_mark)
-        return super().compose_node(parent, index)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            where = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"nested deeper than {MAX_DEPTH}", where)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -37,7 +37,7 @@ class JsonLines(logging.Formatter):
 class TextLines(logging.Formatter):
     """One line a record; what follows it of an exception is indented, so that no text can pass for a record."""
 
-    converter = staticmethod(time.gmtime)  # type: ignore[assignment]
+    converter = staticmethod(time.gmtime)
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")

@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from netagent.core.addresses import parse_network
 from netagent.disk.atomic import MALFORMED, DiskError, ensure_dir, read_bounded, set_aside, write_atomic
 
 VERSION = 1
@@ -39,7 +40,10 @@ class SubnetMemory:
             return (), (self._refuse(str(error)),)
         if file.version != VERSION:
             return (), (self._refuse(f"version {file.version}, this program knows {VERSION}"),)
-        return file.subnets, ()
+        try:
+            return tuple(str(parse_network(text)) for text in file.subnets), ()
+        except ValueError as error:
+            return (), (self._refuse(str(error)),)
 
     def save(self, subnets: tuple[str, ...]) -> None:
         """Raises DiskError; then the file is as it was."""
