@@ -141,6 +141,21 @@ async def test_without_it_only_the_silence_would_tell(access: Access, drop_port:
                 await anext(stream)
 
 
+@pytest.mark.kernel
+async def test_a_network_that_swallows_everything_does_not_make_pages_small(
+    access: Access, drop_port: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netagent.kube.client.CONNECT_TIMEOUT_S", 0.2)
+    async with serving(access) as proxy:
+        access.write(proxy.url)
+        drop_port(proxy.port)
+        async with access.running(page_size=64):
+            await until(lambda: access.reflector.status.failures >= 3, lambda: access.reflector.status)
+            sh("nft", "delete", "table", "inet", "dead_peer")
+            await access.sees_news()
+        assert {one.query["limit"] for one in proxy.asked if one.verb == "list"} == {"64"}
+
+
 async def test_a_new_address_in_the_kubeconfig_is_followed(access: Access) -> None:
     async with serving(access) as old, serving(access) as new:
         access.write(old.url)

@@ -101,7 +101,7 @@ class Credentials:
     async def load(self) -> None:
         """Read everything anew. Raises CredentialsError; then what was loaded before still holds."""
         config, configuration_class = _loaders()
-        configuration, written = configuration_class(), _written(self._kubeconfig)
+        configuration, written = configuration_class(), self._kubeconfig and _written(self._kubeconfig)
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
                 if self._kubeconfig:
@@ -153,7 +153,7 @@ class Credentials:
 
     def _look(self) -> tuple[Any, ...]:
         """The state of the files that were read."""
-        return _written(self._kubeconfig), _trust(self._configuration)
+        return self._kubeconfig and _written(self._kubeconfig), _trust(self._configuration)
 
     async def _reload(self, consequence: str) -> None:
         self._written = self._look()

@@ -292,7 +292,7 @@ class _NotConnected(Unreachable):
 
 
 def _kind_of(error: Exception) -> type[Unreachable]:
-    if isinstance(error, aiohttp.ClientConnectorError):
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         return _NotConnected
     return TimedOut if isinstance(error, TimeoutError) else Unreachable
 

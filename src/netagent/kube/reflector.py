@@ -38,6 +38,9 @@ RELIST_STATUS = (200, 400, 410, 422)
 """Answers to a watch that the same resourceVersion would get again: unreadable, refused, expired."""
 GATEWAY_TIMEOUT = 504
 """Newer API servers answer so to a resourceVersion that they have not reached (ResourceVersionTooLarge)."""
+SMALLER_PAGES = 16
+"""Pages that are too slow or too large are halved down to this part: a server that hangs is no reason for thousands of
+small ones afterwards."""
 LIST_SLICE = 64
 """Objects of a page decoded in one go (about a millisecond) before other tasks get their turn."""
 
@@ -248,7 +251,7 @@ class Reflector:
         self._failures += 1
         pause_s = self._backoff.next_s(error.retry_after_s if isinstance(error, ApiError) else 0.0)
         if isinstance(error, TooLarge | TimedOut):
-            self._page_size = max(1, self._page_size // 2)
+            self._page_size = max(1, self._settings.page_size // SMALLER_PAGES, self._page_size // 2)
         self._fruitless += self._opened_s is not None
         self._doubted |= isinstance(error, ApiError) and error.status == GATEWAY_TIMEOUT
         refused = isinstance(error, ApiError) and error.status in RELIST_STATUS
