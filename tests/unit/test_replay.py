@@ -11,10 +11,10 @@ from netagent.core.frame import FrameSettings
 from netagent.core.replay import Situation, View, replay, view_of
 from netagent.core.store import Store
 from netagent.core.tabletext import Table, compare, desired, normal, snapshot
-from netagent.records import Kind, Undecodable
+from netagent.records import Endpoint, Kind, Undecodable
 from support import histories
 from support.histories import State, new_compiler, states, steps
-from support.words import key
+from support.words import gone, key, namespace, pod, policy, put, selector
 
 T = TypeVar("T")
 SITUATION = Situation(
@@ -44,6 +44,22 @@ def test_replayed_view_compiles_to_the_same_ruleset(history: list[State], unread
     difference = compare(table(compiler), table(again.compiler))
     assert difference.equal, difference.mismatches
     assert again.store.undecodable == compiler.store.undecodable
+
+
+def test_a_sandbox_whose_pod_object_is_gone_keeps_its_policy() -> None:
+    compiler, store = (made := new_compiler()), made.store
+    a = pod("x/a", "10.244.0.1", labels={"app": "a"})
+    endpoint = Endpoint(
+        pod=a.key, pod_uid=a.uid, container_id="c", ifname="eth0", host_ifname="nap0", ips=("10.244.0.1",)
+    )
+    for change in (put(namespace("x")), put(a), put(policy("x/p", selector(app="a")))):
+        compiler.update(store.apply(change))
+    compiler.update(store.admit(endpoint))
+    compiler.update(store.apply(gone(a)))
+    wanted = table(compiler)
+    assert "goto in_" in wanted.sets["ingress4"][1]["10.244.0.1"]
+    again = replay(written_and_read(view_of(store)), SITUATION)
+    assert compare(wanted, table(again.compiler)).equal
 
 
 def test_a_view_holds_everything_that_the_store_was_told() -> None:
