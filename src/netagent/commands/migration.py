@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             steps = Migration(loaded, rules, runner).steps(back=options.target is not None)
             if options.output == "json":
-                return _run_as_json(steps, dry_run=options.dry_run)
+                return run_as_json(steps, dry_run=options.dry_run)
             for step in steps:
                 print(f"{'would ' if options.dry_run else ''}{step.text}")
                 if not options.dry_run:
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_as_json(steps: Sequence[Step], *, dry_run: bool) -> int:
+def run_as_json(steps: Sequence[Step], *, dry_run: bool) -> int:
     """Run them until one fails, and print which were done, or would be, and why no more were."""
     done: list[str] = []
     problem = ""
