@@ -49,6 +49,8 @@ class Start(Struct):
     asked: int
     """Connections that were tried, by the agent's own count."""
     lasted_s: float
+    forbidden: tuple[int, dict[str, dict[str, str]]] = (0, {})
+    """/readyz once the server was there and refused one kind."""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,10 @@ async def started(tmp_path_factory: pytest.TempPathFactory, clock_skew: Path) ->
         site.start()
         began_s = time.monotonic()
         start = await without_a_server(site, began_s)
+        site.proxy.fault = only(refuse(403, "Forbidden"), kind="networkpolicies")
         await site.proxy.start()
+        start.forbidden = await without_policies(site)
+        site.proxy.fault = None
         await site.ready()
         await site.add("client")
         await site.add("server")
@@ -91,6 +96,18 @@ async def without_a_server(site: Site, began_s: float) -> Start:
     status, shown = await site.readiness()
     asked = await site.metric("netagent_api_requests_total", verb="list", code="unreachable")
     return Start(shown["remarks"], shown["parts"], status, added, deleted, int(asked), time.monotonic() - began_s)
+
+
+async def without_policies(site: Site) -> tuple[int, dict[str, dict[str, str]]]:
+    last: list[tuple[int, dict[str, dict[str, str]]]] = []
+
+    async def others_are_listed() -> bool:
+        last[:] = [await site.readiness()]
+        _, shown = last[0]
+        return list(shown["remarks"]) == ["watch NetworkPolicy"] and not shown["parts"]["lease"]
+
+    await until(others_are_listed, lambda: last)
+    return last[0]
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -114,6 +131,14 @@ async def test_an_agent_without_a_server_says_so_and_serves_what_it_can(started:
     assert "no pod subnet yet" in str(start.added[1])
     assert start.deleted == (0, None)
     assert start.asked <= len(WATCHED) * most_attempts(start.lasted_s, BACKOFF_CAP_S)
+
+
+async def test_without_policies_nothing_is_enforced_and_no_node_is_ready(started: tuple[Site, Start]) -> None:
+    status, shown = started[1].forbidden
+    assert status == 503
+    assert shown["parts"]["dataplane"] == "not listed yet: NetworkPolicy"
+    assert "403 Forbidden" in shown["remarks"]["watch NetworkPolicy"]
+    assert "Nothing is known yet" in shown["remarks"]["watch NetworkPolicy"]
 
 
 class Case(Struct, frozen=True):
