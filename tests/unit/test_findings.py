@@ -6,6 +6,7 @@ from netagent.config import Config, NetworkConfig
 from netagent.core import clusterchecks, firewallchecks, hostchecks, placechecks
 from netagent.core.findings import LEVELS, Finding, Level, exit_status, text, worst
 from netagent.core.hostchecks import Device
+from netagent.records import Key, Node
 
 
 def findings(*levels: Level) -> list[Finding]:
@@ -62,6 +63,15 @@ def test_a_library_that_is_too_old(version: str, level: Level) -> None:
 )
 def test_clocks(ahead_s: float, level: Level) -> None:
     assert clusterchecks.clock(ahead_s).level == level
+
+
+def test_a_node_that_has_no_address_yet() -> None:
+    def levels(*addresses: str) -> list[tuple[str, Level]]:
+        node = Node(key=Key("", "n"), uid="u", addresses=addresses)
+        return [(one.id, one.level) for one in clusterchecks.node_object(node, "n", Config())]
+
+    assert levels() == [("node.object", "warning")]
+    assert levels("192.0.2.1") == [("node.object", "ok")]
 
 
 def test_devices_that_only_look_alike_are_nobodys() -> None:

@@ -74,7 +74,7 @@ def _show(options: argparse.Namespace, http: HttpConfig) -> int:
     if options.output == "json":
         print_json(found)
     else:
-        sys.stdout.write(status.text(found))
+        sys.stdout.write(status.text(found) + ("\n" if options.watch is not None else ""))
         sys.stdout.flush()
     return READY_STATUS if found.ready else NOT_READY_STATUS
 
