@@ -30,7 +30,7 @@ from support.faultyapi import FaultyApi
 from support.places import Place
 from support.servers import Servers
 
-DEADLINE_S = 20.0
+DEADLINE_S = 40.0
 NODE, NODE_IP = "n1", "192.0.2.21"
 NAMESPACE = "default"
 BACKOFF_CAP_S = 0.5
