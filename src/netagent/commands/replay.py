@@ -7,6 +7,7 @@ import argparse
 import io
 import sys
 import tarfile
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
@@ -103,7 +104,7 @@ class _Dump:
         """As the agent would have. Raises QuestionError."""
         cluster = self.replayed.cluster(self.situation)
         answer = explain.explain(cluster, question)
-        notes = (f"as of the dump of node {self.situation.node}, {self.about.at_s:.0f} s since 1970", *self.about.notes)
+        notes = (f"as of the dump of node {self.situation.node} at {_time(self.about.at_s)}", *self.about.notes)
         kernel = self._members.get("ruleset/kernel.json")
         if kernel is None or not self.situation.frame.policy:
             return structs.replace(answer, notes=notes)
@@ -195,7 +196,7 @@ def _print_answers(answers: list[explain.Explanation], *, as_json: bool) -> None
 
 def _print_text(dump: _Dump, wanted: Table, difference: Difference | None, *, quiet: bool) -> None:
     about = dump.about
-    print(f"node {about.node}, netagent {about.version}: {_words(wanted.sizes())}")
+    print(f"node {about.node} at {_time(about.at_s)}, netagent {about.version}: {_words(wanted.sizes())}")
     for note in about.notes:
         print(f"note: {note}")
     if not quiet:
@@ -220,6 +221,10 @@ def _print_json(dump: _Dump, wanted: Table, difference: Difference | None, *, qu
         "ruleset": None if quiet else list(text(wanted)),
     }
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode() + "\n")
+
+
+def _time(at_s: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
 
 
 def _words(sizes: Mapping[str, int]) -> str:

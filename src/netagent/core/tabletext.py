@@ -56,7 +56,7 @@ class Table(Struct, frozen=True, kw_only=True):
             "sets": len(self.sets),
             "elements": sum(len(elements) for _, elements in self.sets.values()),
             "chains": len(self.chains),
-            "rules": sum(map(len, self.chains.values())),
+            "rules": sum(len(rules) - (" hook " in "".join(rules[:1])) for rules in self.chains.values()),
             "counters": len(self.counters),
         }
 
