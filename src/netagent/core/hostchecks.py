@@ -8,7 +8,7 @@ from msgspec import Struct
 from netagent.config import Config
 from netagent.core.findings import Finding
 from netagent.core.nodeplan import device_prefix, families_of
-from netagent.core.podnet import device_name
+from netagent.core.podnet import FLANNEL_PREFIX, device_name
 from netagent.core.underlay import POD_LINK, Underlay, pod_mtu
 
 FULL_SHARE, NEARLY_FULL_SHARE = 0.95, 0.8
@@ -162,7 +162,8 @@ def conntrack_table(count: int, limit: int) -> Finding:
 def foreign_vxlan(devices: Collection[Device], config: Config, udp_ports: Collection[int] = ()) -> Finding:
     """Whether somebody else's vxlan device, or a program's socket on one of these ports, takes what ours needs."""
     network = config.network
-    own = {device_name(family, network.vni, device_prefix(config.network)) for family in (4, 6)}
+    prefixes = [device_prefix(network)] + [FLANNEL_PREFIX] * (network.mode == "auto")
+    own = {device_name(family, network.vni, prefix) for family in (4, 6) for prefix in prefixes}
     others = [one for one in devices if one.port == network.vxlan_port and one.name not in own]
     taken = [one for one in others if one.external or one.vni == network.vni]
     if taken:

@@ -143,6 +143,15 @@ def test_our_own_vxlan_device_is_no_conflict(bed: DoctorBed) -> None:
     assert bed.levels()["links.vxlan"] == "error"
 
 
+@pytest.mark.parametrize(("decided", "level"), [("", None), ("node", None), ("lease", "error")])
+def test_flannels_device_where_the_mode_finds_itself(bed: DoctorBed, decided: str, level: str | None) -> None:
+    bed.set("network", mode="auto")
+    sh(f"ip link add flannel.1 mtu 1450 type vxlan id 1 dstport 8472 dev {UPLINK}")
+    if decided:
+        (bed.home / "state/network-mode").write_text(f"{decided}\n")
+    assert bed.levels().get("links.vxlan") == level
+
+
 def test_devices_of_another_pod_network(bed: DoctorBed) -> None:
     sh("ip link add cali123 type veth peer name cali124", "ip link add flannel.7 type veth peer name x1")
     _, found = bed.examine()

@@ -3,10 +3,13 @@
 from collections.abc import Awaitable, Collection, Iterable, Mapping
 from ipaddress import ip_network
 
+from msgspec import structs
+
 from netagent.commands.doctor import cluster, kernel, node, place
 from netagent.config import Config, ConfigError
 from netagent.core import hostchecks
 from netagent.core.findings import Finding, unknown
+from netagent.disk.state import ModeMemory
 from netagent.kernel import host
 from netagent.ports import NetagentError
 
@@ -37,6 +40,7 @@ def refused(error: ConfigError) -> Finding:
 
 async def examine(config: Config, *, with_config: bool = True, with_api: bool = True) -> list[Finding]:
     """All findings. Nothing on the node is changed, whatever fails is a finding itself."""
+    config = _decided(config)
     lacking = host.lacking_capabilities()
     found = [*_rights(lacking)]
     if not with_config:
@@ -54,6 +58,12 @@ async def examine(config: Config, *, with_config: bool = True, with_api: bool = 
     if config.network.mode != "off":
         found += await _safely("network.overlap", _overlaps(config, answers.others))
     return found
+
+
+def _decided(config: Config) -> Config:
+    """With the mode that was found for this node, where network.mode is auto and it was."""
+    mode = ModeMemory(config.state_dir).load() if config.network.mode == "auto" else None
+    return structs.replace(config, network=structs.replace(config.network, mode=mode)) if mode else config
 
 
 def _rights(lacking: Collection[str]) -> Iterable[Finding]:
