@@ -357,7 +357,7 @@ class Agent:
     def _cni_problem(self) -> str:
         status = self.cni.status
         if not status.serving:
-            return "the socket does not serve yet"
+            return "; ".join(status.problems) or "the socket does not serve yet"
         return "" if status.published else "; ".join(status.problems) or "waits for the other parts"
 
     async def _before_scrape(self) -> None:

@@ -24,7 +24,7 @@ from netagent.config import CniConfig
 from netagent.core import cni
 from netagent.core.cni import Call, CniError, Code
 from netagent.core.ipam import AddressRefusedError, Pool, SubnetFullError, first_address
-from netagent.disk.allocations import Allocations
+from netagent.disk.allocations import Allocations, Loaded
 from netagent.disk.atomic import DiskError
 from netagent.disk.hostlocal import HostLocal
 from netagent.kernel.netns import NetnsError
@@ -151,7 +151,7 @@ class CniServer:
         return problems
 
     async def run(self) -> None:
-        """Serve until cancelled. Raises NetagentError where the socket or the state directory cannot be had."""
+        """Serve until cancelled. Raises NetagentError where the socket cannot be had."""
         with exclusive_socket(self._config.socket) as listener:
             await self.restore()
             application = web.Application(client_max_size=MAX_BODY_BYTES + 1)
@@ -168,8 +168,8 @@ class CniServer:
                 self._wiring.close()
 
     async def restore(self) -> None:
-        """Take over what earlier runs have wired, free what is gone. Raises NetagentError."""
-        loaded = await asyncio.to_thread(self._store.load)
+        """Take over what earlier runs have wired, free what is gone."""
+        loaded = await self._load()
         links = await self._wiring.links()
         owners = {ip: endpoint.host_ifname for endpoint in loaded.endpoints for ip in endpoint.ips}
         owners |= {ip: claim.host_ifname for claim in loaded.damaged for ip in claim.ips}
@@ -186,8 +186,21 @@ class CniServer:
         self.status.problems = self._start_problems
         for problem in self._start_problems:
             log.warning("%s", problem)
-        await self._free_vanished(links, loaded.earlier_boot)
+        try:
+            await self._free_vanished(links, loaded.earlier_boot)
+        except NetagentError as error:
+            log.warning("freeing what is gone: %s", error)
         self._policy.restore(self.endpoints())
+
+    async def _load(self) -> Loaded:
+        """What the disk holds. While it cannot be read the kernel keeps its last policy: the pods are not known."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._store.load)
+            except DiskError as error:
+                self.status.problems = (str(error),)
+                log.warning("%s No pod can be wired; policy stays as it is. Next attempt in %g s.", error, RETRY_S)
+            await asyncio.sleep(RETRY_S)
 
     # --- calls ------------------------------------------------------------------------------------------------------
 

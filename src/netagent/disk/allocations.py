@@ -74,9 +74,16 @@ class Allocations:
         self._lines_since_compaction = 0
 
     def load(self) -> Loaded:
-        """Read everything; put in order what a crash has left. Raises DiskError where the directory is unusable."""
-        ensure_dir(self._endpoints.parent)
-        ensure_dir(self._endpoints)
+        """Read everything; put in order what a crash has left. Raises DiskError where that is not possible.
+
+        A directory that can be neither found nor made holds nothing: that is a problem, but not of the pods there are.
+        """
+        try:
+            self._make_directories()
+        except DiskError as error:
+            if os.path.lexists(self._endpoints):
+                raise
+            return Loaded(problems=(str(error),))
         endpoints: dict[str, EndpointFile] = {}
         damaged: dict[str, Claim] = {}
         problems: list[str] = []
@@ -100,6 +107,7 @@ class Allocations:
 
     def save(self, endpoint: Endpoint) -> None:
         """Claim the endpoint's addresses. Raises DiskError; then nothing is claimed."""
+        self._make_directories()
         file = EndpointFile(version=VERSION, boot_id=self._boot_id, endpoint=endpoint)
         write_atomic(self._path(endpoint.host_ifname, endpoint.ips), msgspec.json.encode(file), durable=False)
 
@@ -111,10 +119,15 @@ class Allocations:
         with self._log_lock, contextlib.suppress(OSError):
             self._append(ips)
         try:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".damaged").unlink(missing_ok=True)
+            for claim in (path, path.with_suffix(".damaged")):
+                if claim.exists():  # where nothing is to do, a read-only disk is no hindrance
+                    claim.unlink(missing_ok=True)
         except OSError as error:
             raise DiskError(f"cannot free {', '.join(ips)} in {self._log.parent}: {error.strerror}.") from error
+
+    def _make_directories(self) -> None:
+        ensure_dir(self._endpoints.parent)
+        ensure_dir(self._endpoints)
 
     def _files(self) -> list[Path]:
         try:
