@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,7 @@ from netagent.config import PolicyConfig
 from netagent.core.frame import FrameSettings
 from netagent.metrics import Metrics
 from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
-from netagent.records import Kind, Listed
+from netagent.records import Kind, Listed, Upserted
 from support.words import namespace, pod, put
 
 KINDS = frozenset((Kind.NAMESPACE, Kind.POD, Kind.NETWORK_POLICY))
@@ -161,3 +162,45 @@ async def test_after_refusals_the_whole_table_is_replaced_and_readiness_returns(
         await settled(dataplane)
         assert dataplane.problem == ""
         assert dataplane.transactions[-1].whole
+
+
+async def test_a_slow_event_tells_where_its_time_went_and_a_start_is_none() -> None:
+    kernel = Kernel()
+    async with running(kernel) as dataplane:
+        dataplane.restore(())
+        long_ago_s = time.monotonic() - 60
+        dataplane.apply(Upserted(Kind.NAMESPACE, namespace("x"), long_ago_s))
+        show_all(dataplane)
+        await settled(dataplane)
+        assert dataplane.slow_events == []
+        kernel.refusing = True
+        dataplane.apply(Upserted(Kind.POD, pod("x/a", "10.0.0.1"), time.monotonic() - 5))
+        dataplane.distrust("test")
+        await until(kernel, 2)
+        kernel.refusing = False
+        dataplane.apply(Upserted(Kind.POD, pod("x/b", "10.0.0.2"), time.monotonic()))
+        await settled(dataplane)
+        (slow,) = dataplane.slow_events
+        assert (slow.kind, slow.object) == (Kind.POD, "x/a")
+        assert slow.total_s >= slow.view_s >= 5
+        assert abs(slow.total_s - slow.view_s - slow.wait_s - slow.compile_s - slow.kernel_s) < 1e-6
+        failed, done = dataplane.transactions[-2:]
+        assert (bool(failed.error), bool(done.error)) == (True, False)
+        assert set(done.causes) >= set(failed.causes) >= {"Pod x/a", "drift: test"}
+        assert done.latency_s is not None
+        assert done.latency_s > 5
+
+
+async def test_causes_are_named_up_to_a_number_and_counted_beyond() -> None:
+    kernel = Kernel()
+    async with running(kernel) as dataplane:
+        dataplane.restore(())
+        show_all(dataplane)
+        await settled(dataplane)
+        for number in range(1000):
+            dataplane.apply(put(pod(f"x/p{number}", f"10.0.{number // 250}.{number % 250}")))
+        dataplane.distrust("test")
+        await settled(dataplane)
+        last = dataplane.transactions[-1]
+        assert last.causes == tuple(f"Pod x/p{number}" for number in range(10))
+        assert last.causes_left_out == 991

@@ -360,7 +360,8 @@ class Dataplane:
         self._failures = 0
         self._observe(self._pending[:news], first=whole)
         del self._pending[:news]
-        self._causes.covered(self._batch, began_s, compiled_s)
+        if self._covered:  # the first commit waits for all lists
+            self._causes.covered(self._batch, began_s, compiled_s)
         if self._applied:
             self._covered = covers
         async with self._progress:
