@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from netagent.kernel import features
+from netagent.kernel import features, legacy
 from support.doctorbed import ADDRESS, UPLINK, DoctorBed, has, nft, sh
 
 pytestmark = pytest.mark.kernel
@@ -24,14 +24,13 @@ def test_nothing_is_to_do_on_a_good_node(bed: DoctorBed) -> None:
 def test_nothing_is_changed(bed: DoctorBed) -> None:
     def everything() -> str:
         parts = [sh("nft list ruleset", "ip -d link", "ip address", "ip route show table all", "ip neigh"), ""]
-        parts += [sh(f"find {bed.home} -printf %p%m%u%s%T@\\n"), Path("/proc/net/ip_tables_names").read_text()]
+        parts += [sh(f"find {bed.home} -printf %p%m%u%s%T@\\n"), str(legacy.tables(4))]
         parts += [path.read_text() for path in sorted(Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter"))]
         return re.sub(r"(valid_lft|preferred_lft|expires) \S+", "", "".join(parts))
 
     assert bed.config
     nft("add table inet mine")
-    while "tentative" in sh("ip address"):
-        pass
+    bed.until(lambda: "tentative" not in sh("ip address"), "addresses are settled")
     before = everything()
     bed.examine()
     assert everything() == before
@@ -213,13 +212,14 @@ def test_a_conntrack_table_that_is_full(bed: DoctorBed) -> None:
         "add chain inet t c { type filter hook output priority 0; }",
         "add rule inet t c ct state new counter",
     )
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        for port in range(30000, 30040):
-            sender.sendto(b"x", (ADDRESS, port))
     assert bed.one("conntrack.table")["level"] == "ok"
     limit = bed.home / "limit"
-    for entries, level in ((40, "error"), (46, "warning"), (4000, "ok")):
+    for entries, level in ((40, "error"), (47, "warning"), (4000, "ok")):
         limit.write_text(f"{entries}\n")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind((ADDRESS, 29999))  # the same 40 flows each time, none of them about to expire
+            for port in range(30000, 30040):
+                sender.sendto(b"x", (ADDRESS, port))
         sh(f"mount --bind {limit} /proc/sys/net/netfilter/nf_conntrack_max")
         try:
             assert bed.one("conntrack.table")["level"] == level

@@ -108,8 +108,8 @@ def test_an_agent_that_waits_for_the_api_server(bed: DoctorBed, capsys: pytest.C
         assert (answer["node"], answer["ready"], answer["not_answered"]) == ("bed", False, {})
         assert answer["parts"]["dataplane"]
         bed.set("cni", socket=str(bed.home / "elsewhere.sock"))
-        found = bed.one("cni.socket")
-        assert (found["level"], "elsewhere.sock, which is not there" in found["found"]) == ("error", True)
+        elsewhere = bed.one("cni.socket")
+        assert (elsewhere["level"], "elsewhere.sock, which is not there" in elsewhere["found"]) == ("error", True)
         bed.sections["http"]["debug_port"] = 19297
         assert cli.main([*status[:2], str(bed.config)]) == 1
         printed = capsys.readouterr().out
