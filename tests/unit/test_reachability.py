@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -73,7 +74,7 @@ def said(matrix: Reachability, source: int, destination: int) -> dict[tuple[int,
     }
 
 
-@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(view=views())
 def test_every_cell_is_what_explain_says(view: list[Upserted | Endpoint]) -> None:
     cluster = cluster_with(view)
@@ -93,7 +94,7 @@ def test_every_cell_is_what_explain_says(view: list[Upserted | Endpoint]) -> Non
                 )
 
 
-@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(view=views())
 def test_nobody_is_left_out_and_a_row_speaks_for_all_that_it_counts(view: list[Upserted | Endpoint]) -> None:
     cluster = cluster_with(view)
@@ -192,6 +193,29 @@ def test_thousands_of_remote_pods_are_a_few_rows() -> None:
     matrix = matrix_of(cluster_with([*shop(policy), *spaces, *crowd]))
     remote = [(end.count, text(matrix, end.name, "shop/db")) for end in matrix.ends if end.kind == REMOTE]
     assert sorted(remote) == [(1001, "none"), (2000, "all")]
+
+
+def test_where_policies_tell_too_many_apart_the_rarest_are_left_out_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    team = {number: words.selector(team=str(number % 7)) for number in range(20)}
+    crowd = [
+        words.pod(f"shop/p{number}", f"10.244.3.{number}", node="n3", labels=one.match_labels)
+        for number, one in team.items()
+    ]
+    rules = [words.rule([words.pods(team=str(number))], [words.port(number + 1)]) for number in range(7)]
+    view = [*shop(words.policy("shop/db", words.selector(app="db"), ingress=rules)), *crowd]
+    whole = matrix_of(cluster_with(view))
+    assert whole.notes == ()
+    monkeypatch.setattr(reachability, "MAX_PAIRS", 40)
+    short = matrix_of(cluster_with(view))
+    assert len(short.ends) < len(whole.ends)
+    assert "are left out" in short.notes[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(reachability, "MAX_ELSEWHERE", 3)
+    few = matrix_of(cluster_with(view))
+    assert len(few.ends) == 3 + 3
+    assert "have no row" in few.notes[0]
 
 
 def test_a_node_of_110_pods_that_all_differ_is_judged_in_small_steps() -> None:
