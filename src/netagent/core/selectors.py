@@ -20,7 +20,10 @@ class Selector(Struct, frozen=True, gc=False, order=True):
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         """True when every requirement holds."""
-        return all(holds(requirement, labels) for requirement in self.requirements)
+        for requirement in self.requirements:  # noqa: SIM110 - a generator takes twice the time
+            if not holds(requirement, labels):
+                return False
+        return True
 
     def unmet(self, labels: Mapping[str, str]) -> tuple[Requirement, ...]:
         """The requirements that do not hold, for explanations."""

@@ -105,6 +105,8 @@ class Store:
     def _applied(self, change: Upserted | Removed | Undecodable) -> Dirty:
         record = change.record if isinstance(change, Upserted) else None
         key = change.record.key if isinstance(change, Upserted) else change.key
+        if record is not None and record == self._record(change.kind, key):
+            return Dirty()
         match change.kind:
             case Kind.POD:
                 return Dirty(pods=self._put_pod(key, record if isinstance(record, Pod) else None))
@@ -125,6 +127,20 @@ class Store:
             case Kind.LEASE:
                 _put(self.leases, key, record)
                 return Dirty(leases=True)
+
+    def _record(self, kind: Kind, key: Key) -> Record | None:
+        """What is known of an object."""
+        match kind:
+            case Kind.POD:
+                return self.pods.get(key)
+            case Kind.NAMESPACE:
+                return self.namespaces.get(key.name)
+            case Kind.NETWORK_POLICY:
+                return self.policies.get(key)
+            case Kind.NODE:
+                return self.nodes.get(key.name)
+            case Kind.LEASE:
+                return self.leases.get(key)
 
     def admit(self, endpoint: Endpoint) -> Dirty:
         """CNI wires (or an earlier run wired) a pod on this node."""
@@ -156,6 +172,10 @@ class Store:
     def pods_of(self, namespace: str) -> Iterable[Key]:
         """Pods of a namespace."""
         return self._pods_in.get(namespace, {}).keys()
+
+    def count_of(self, namespace: str) -> int:
+        """How many pods a namespace has."""
+        return len(self._pods_in.get(namespace, ()))
 
     def pods_matching(self, selector: Selector, namespace: str = "") -> Iterator[Key]:
         """Pods (of one namespace, or of all) whose labels the selector matches."""
