@@ -82,10 +82,15 @@ class Causes:
         """Something on this node."""
         self._note(what, key, verb)
 
+    def part(self) -> Batch:
+        """For a commit that begins now and covers a part of it only: none of it is over with that."""
+        causes = tuple(" ".join(str(word) for word in words if word) for words in self._named)
+        return Batch(causes, self._left_out)
+
     def take(self) -> Batch:
         """For the commit that begins now."""
-        causes = tuple(" ".join(str(word) for word in words if word) for words in self._named)
-        batch = Batch(causes, self._left_out, self._oldest)
+        part = self.part()
+        batch = Batch(part.causes, part.left_out, self._oldest)
         self._named, self._left_out, self._oldest = [], 0, None
         return batch
 

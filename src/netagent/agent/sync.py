@@ -45,7 +45,6 @@ REST_S = (0.001, 0.01)
 UNREADY_AFTER = 3
 """Failures in a row after which the agent is not ready."""
 TRANSACTIONS_KEPT = 100
-PART = Batch(("a part of many changes",))
 API_SANDBOX = "api:"
 """Prefix of the container ID of a pod that we know from the API alone (policy-only mode; pods of another plugin)."""
 
@@ -326,7 +325,6 @@ class Dataplane:
                 await self._round()
             except (NftError, ConntrackError) as error:
                 self._under_way_s = None
-                self._causes.put_back(self._batch)
                 await self._back_off(error)
                 continue
             self._under_way_s = None
@@ -360,8 +358,13 @@ class Dataplane:
         self.compiler.update(portion.dirty)
         self._pending += portion.arrivals
         complete = not self._backlog
-        self._batch = self._causes.take() if complete else PART
-        await self._commit(began_s)
+        self._batch = self._causes.take() if complete else self._causes.part()
+        try:
+            await self._commit(began_s)
+        except (NftError, ConntrackError):
+            if complete:
+                self._causes.put_back(self._batch)
+            raise
         if not self._applied:
             return
         if complete:
