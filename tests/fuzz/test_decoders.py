@@ -12,8 +12,8 @@ from fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).with_name("corpus")
 SEEDS = {name: tuple(path.read_bytes() for path in sorted((CORPUS / name).iterdir())) for name in TARGETS}
-EXAMPLES = {"cni_http": 25, "watch": 80}
-USUAL_EXAMPLES = 150
+EXAMPLES = {"cni_http": 25, "watch": 60}
+USUAL_EXAMPLES = 100
 MUTANTS = 4
 """Of each example; they cost less than drawing it."""
 

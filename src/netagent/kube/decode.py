@@ -36,6 +36,8 @@ NULL = Raw(b"null")
 SHARED = 1024
 """Maps of labels and lists of ports that are remembered, so that equal ones are one object: lists come in order of
 names, so a replica's siblings are next to it."""
+SHARED_LENGTH = 64
+"""Longer ones are not remembered: a thousand of a megabyte would stay when their pods are gone."""
 MAX_PORT = 65535
 """A declared port that is none could not stand in a set; the others of its pod do."""
 ANNOTATIONS_KEPT = ("flannel.", "netagent.")
@@ -204,7 +206,10 @@ def tree(raw: bytes | Raw) -> dict[str, Any]:
 
 def labels(found: Mapping[str, str] | None) -> Mapping[str, str]:
     """Labels with interned text, the same object for equal ones of late: replicas differ in nothing here."""
-    return _shared_labels(tuple(found.items())) if found else {}
+    if not found:
+        return {}
+    read = _shared_labels if len(found) <= SHARED_LENGTH else _shared_labels.__wrapped__
+    return read(tuple(found.items()))
 
 
 @lru_cache(SHARED)
@@ -243,14 +248,13 @@ def _pod_ips(status: _PodStatus) -> tuple[str, ...]:
 
 
 def _container_ports(containers: list[_Container]) -> tuple[ContainerPort, ...]:
-    return _shared_ports(
-        tuple(
-            ContainerPort(intern(port.name or ""), port.container_port, intern(port.protocol or "TCP"))
-            for container in containers
-            for port in container.ports or ()
-            if 0 < port.container_port <= MAX_PORT
-        )
+    found = tuple(
+        ContainerPort(intern(port.name or ""), port.container_port, intern(port.protocol or "TCP"))
+        for container in containers
+        for port in container.ports or ()
+        if 0 < port.container_port <= MAX_PORT
     )
+    return _shared_ports(found) if len(found) <= SHARED_LENGTH else found
 
 
 @lru_cache(SHARED)
