@@ -1,4 +1,5 @@
-"""How much work a change makes, counted, not timed: selector evaluations, commands, elements and bytes for the kernel.
+"""How much work a change makes, counted, not timed: selector evaluations, commands, elements, messages and bytes for
+the kernel, and how much of bulk work is done in one go.
 
 Every count is taken in two clusters, one three times the size of the other, and must be the same in both: work follows
 the change, not the cluster. Where a count gets smaller, write the smaller one here.
@@ -7,15 +8,23 @@ the change, not the cluster. Where a count gets smaller, write the smaller one h
 import re
 from collections.abc import Callable
 from copy import copy
+from typing import Any
 
 import pytest
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from netagent.core import backlog, peersets
+from netagent.core.backlog import Backlog
 from netagent.core.generation import Stamp
-from netagent.core.render import render
-from netagent.core.ruleset import Ruleset
+from netagent.core.peersets import PeerSets
+from netagent.core.render import elements_alone, render
+from netagent.core.ruleset import Delta, Ruleset
 from netagent.core.selectors import Selector
-from netagent.records import Endpoint, LabelSelector, NetworkPolicy, Pod, Record
+from netagent.core.store import Store
+from netagent.kernel.nfelements import batch, parts
+from netagent.kernel.nfnetlink import messages
+from netagent.ports import StampChange
+from netagent.records import Endpoint, Key, LabelSelector, NetworkPolicy, Pod, PolicyPeer, Record
 from support import words
 from support.histories import Admitted, Step, new_compiler, replay
 from support.words import block, namespaces, pods, policy, port, rule, selector
@@ -41,6 +50,12 @@ class Work(Struct):
     removed: int = 0
     rules: int = 0
     size_bytes: int = 0
+    looked_at: int = 0
+    """Pods of the view that could match a new peer or were tried on it, or whose membership was worked out."""
+    messages: int = 0
+    """Netlink messages where no script is needed: begin and end of the batch, one for each set and direction, four for
+    a new generation."""
+    batch_bytes: int = 0
 
 
 class Bed:
@@ -93,6 +108,7 @@ class Bed:
             stamp = Stamp(0xFFFF0000, 2)
             chains = self.compiler.ruleset.chains
             measure(self.work, render(delta, chains, stamp.mark, new_mark=delta.revokes))
+            measure_batch(self.work, delta, stamp)
         return copy(self.work)
 
 
@@ -107,6 +123,14 @@ def measure(work: Work, script: str) -> None:
             count = found[2].count(", ") + 1
             work.added += count if found[1] == "add" else 0
             work.removed += count if found[1] == "delete" else 0
+
+
+def measure_batch(work: Work, delta: Delta, stamp: Stamp) -> None:
+    """Count the datagram that goes to the kernel instead of the script, where one does."""
+    few = elements_alone(delta, StampChange(stamp.mask, stamp.bits) if delta.revokes else None)
+    if few is not None:
+        datagram = batch(parts("netagent", few), 1)
+        work.messages, work.batch_bytes = len(list(messages(datagram))), len(datagram)
 
 
 def endpoint(pod: Pod) -> Endpoint:
@@ -131,6 +155,29 @@ def beds(monkeypatch: pytest.MonkeyPatch) -> Pair:
         return matches(self, labels)
 
     monkeypatch.setattr(Selector, "matches", counting)
+    matches_peer, match = peersets.peer_matches, PeerSets._match
+
+    def looking(*arguments: Any) -> Any:
+        for bed in made:
+            bed.work.looked_at += 1
+        return matches_peer(*arguments)
+
+    def matching(self: PeerSets, key: Key) -> Any:
+        for bed in made:
+            bed.work.looked_at += 1
+        return match(self, key)
+
+    candidates = Store._candidates
+
+    def gathering(*arguments: Any) -> Any:
+        found = list(candidates(*arguments))
+        for bed in made:
+            bed.work.looked_at += len(found)
+        return found
+
+    monkeypatch.setattr(Store, "_candidates", gathering)
+    monkeypatch.setattr(peersets, "peer_matches", looking)
+    monkeypatch.setattr(PeerSets, "_match", matching)
     for name in ("put", "discard"):
         monkeypatch.setattr(Ruleset, name, touching(made, getattr(Ruleset, name)))
     return made
@@ -251,3 +298,65 @@ def test_a_peer_that_few_pods_match_is_looked_up_not_searched_for(beds: Pair) ->
     work = both(beds, words.put(made))
     # Once to choose the pod, once with its namespace; the rest are the new policy and the local pods' others.
     at_most(work, evaluations=7 * PER_NAMESPACE, touches=25)
+
+
+IN_ONE_NAMESPACE = [pods(), pods(app="a1"), pods(app="rare"), PolicyPeer(pod_selector=selector(("tier", "Exists")))]
+
+
+@pytest.mark.parametrize("peer", IN_ONE_NAMESPACE, ids=["all", "some", "none", "loose"])
+def test_a_peer_of_one_namespace_looks_at_no_other(beds: Pair, peer: PolicyPeer) -> None:
+    made = policy("n0/new", selector(app="a1"), ingress=[rule([peer], [port(9)])])
+    at_most(both(beds, words.put(made)), looked_at=2 * PER_NAMESPACE, evaluations=8 * PER_NAMESPACE)
+
+
+@pytest.mark.parametrize("chosen", [selector(), selector(("tier", "Exists")), selector(("app", "NotIn", ["a1"]))])
+def test_a_peer_of_chosen_namespaces_looks_at_their_pods_only(beds: Pair, chosen: LabelSelector) -> None:
+    peer = namespaces(selector(("team", "In", ["red", "pink"])), chosen)
+    made = policy("n0/new", selector(app="a1"), ingress=[rule([peer], [port(9)])])
+    small, large = (bed.costs(words.put(made)) for bed in beds)
+    # Each namespace is asked, there are twenty more of them; the pods are those of one in both.
+    assert large.evaluations - small.evaluations == 20
+    assert small.looked_at == large.looked_at <= 2 * PER_NAMESPACE
+    assert small.added == large.added > 0
+
+
+def test_what_needs_no_script_is_a_few_messages_and_bytes(beds: Pair) -> None:
+    """One element: 2 messages around it, and 4 more where an allow goes: the generation's set and rule."""
+    added = words.pod("n1/new", "10.9.9.9", labels={"app": "x", "tier": "y"}, node="node-1")
+    at_most(both(beds, words.put(added)), messages=3, batch_bytes=150)
+    work = both(beds, words.gone(added))
+    assert work.messages > 3
+    at_most(work, messages=8, batch_bytes=900)
+    work = both(beds, *(words.put(beds[0].pod(0, number, tier="db")) for number in range(0, PER_NAMESPACE, 3)))
+    at_most(work, messages=10, batch_bytes=1800)
+
+
+def test_no_portion_of_bulk_work_is_large_and_none_grows_with_the_cluster(beds: Pair) -> None:
+    largest = [in_portions(bed) for bed in beds]
+    for work, pods_at_once in largest:
+        assert pods_at_once <= backlog.PORTION + backlog.NEWEST
+        at_most(work, evaluations=1000, touches=600, looked_at=600, messages=40)
+
+
+def in_portions(bed: Bed) -> tuple[Work, int]:
+    """The most of each that one portion costs while every pod and policy changes, and the pods of the largest."""
+    compiler, most, pods_at_once = bed.compiler, Work(), 0
+    waiting = Backlog(compiler)
+    for key in list(compiler.store.pods):
+        pod = compiler.store.pods[key]
+        turned = {"web": "app", "app": "web"}.get(pod.labels["tier"], pod.labels["tier"])
+        change = words.put(structs.replace(pod, labels={**pod.labels, "tier": turned}))
+        waiting.add(compiler.store.apply(change))
+    for source in list(compiler.store.policies.values()):
+        ingress = tuple(structs.replace(one, ports=(port(1234),)) for one in source.ingress)
+        waiting.add(compiler.store.apply(words.put(structs.replace(source, ingress=ingress))))
+    while waiting:
+        bed.work = Work()
+        portion = waiting.take()
+        assert len(portion.unread) <= backlog.READ_AT_ONCE
+        compiler.read(portion.unread)
+        compiler.update(portion.dirty)
+        measure_batch(bed.work, compiler.ruleset.take(), Stamp(0xFFFF0000, 2))
+        pods_at_once = max(pods_at_once, len(portion.dirty.pods))
+        most = Work(*map(max, structs.astuple(most), structs.astuple(bed.work)))
+    return most, pods_at_once
