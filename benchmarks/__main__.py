@@ -25,6 +25,7 @@ NAMES = (
     "routes",
     "memory",
     "cpu",
+    "bulk",
 )
 """Modules of this package, each runnable alone with --quick and --json."""
 

@@ -11,11 +11,12 @@ from netagent.config import PolicyConfig
 from netagent.core.frame import FrameSettings
 from netagent.metrics import Metrics
 from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
-from netagent.records import Kind, Listed, Upserted
-from support.words import namespace, pod, put
+from netagent.records import Endpoint, Key, Kind, Listed, Pod, Upserted
+from support.words import namespace, pod, policy, put
 
 KINDS = frozenset((Kind.NAMESPACE, Kind.POD, Kind.NETWORK_POLICY))
 DEADLINE_S = 20.0
+MANY = 4000
 
 
 class Kernel:
@@ -204,3 +205,69 @@ async def test_causes_are_named_up_to_a_number_and_counted_beyond() -> None:
         last = dataplane.transactions[-1]
         assert last.causes == tuple(f"Pod x/p{number}" for number in range(10))
         assert last.causes_left_out == 991
+
+
+async def test_a_pod_starts_and_a_policy_changes_while_much_is_still_to_compile() -> None:
+    kernel = Kernel()
+    async with running(kernel) as dataplane:
+        dataplane.restore(())
+        show_all(dataplane)
+        await settled(dataplane)
+        starting = pod("x/start", "10.9.9.9", labels={"app": "a"})
+        dataplane.apply(put(starting))
+        await settled(dataplane)
+        for number in range(MANY):
+            dataplane.apply(put(pod(f"y/p{number}", f"10.0.{number // 250}.{number % 250}")))
+        for number in range(MANY // 10):
+            dataplane.apply(put(policy(f"ns{number % 7}/p{number}")))
+        dataplane.apply(put(policy("x/close", ingress=[])))
+        async with asyncio.timeout(DEADLINE_S):
+            await dataplane.admit(endpoint(starting))
+        assert dataplane._backlog.large
+        assert any("goto in_" in text for text in kernel.runs[-1].splitlines() if "10.9.9.9" in text)
+        compiled = dataplane.compiler.policy
+        dataplane.apply(put(policy("z/new")))
+        async with asyncio.timeout(DEADLINE_S):
+            while compiled(Key("z", "new")) is None:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0)
+        assert dataplane._backlog.large
+        await settled(dataplane)
+        assert not dataplane._backlog
+        assert set(dataplane.compiler._policies) == set(dataplane.store.policies)
+
+
+async def test_the_first_commit_is_of_everything() -> None:
+    kernel = Kernel()
+    async with running(kernel) as dataplane:
+        dataplane.restore(())
+        for number in range(MANY):
+            dataplane.apply(put(policy(f"ns{number % 7}/p{number}")))
+        show_all(dataplane)
+        await until(kernel, 1)
+        assert len(dataplane.compiler._policies) == MANY
+        await settled(dataplane)
+
+
+async def test_a_pod_is_admitted_by_the_commit_after_one_that_failed() -> None:
+    kernel = Kernel()
+    async with running(kernel) as dataplane:
+        dataplane.restore(())
+        show_all(dataplane)
+        await settled(dataplane)
+        starting = pod("x/start", "10.9.9.9")
+        dataplane.apply(put(starting))
+        await settled(dataplane)
+        kernel.refusing = True
+        before = len(kernel.runs)
+        admitted = asyncio.create_task(dataplane.admit(endpoint(starting)))
+        await until(kernel, before + 2)
+        assert not admitted.done()
+        kernel.refusing = False
+        async with asyncio.timeout(DEADLINE_S):
+            await admitted
+        assert "10.9.9.9" in kernel.runs[-1]
+
+
+def endpoint(one: Pod) -> Endpoint:
+    """The sandbox of a pod."""
+    return Endpoint(pod=one.key, pod_uid=one.uid, container_id=one.uid, ifname="eth0", host_ifname="nap0", ips=one.ips)
