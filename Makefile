@@ -55,6 +55,10 @@ fuzz: setup
 	cd tests && for target in $(or $(TARGET),$$(ls fuzz/corpus)); do \
 	    ../$(PY) -m fuzz $$target $(or $(SECONDS),60) || exit 1; done
 
+# Agents are killed by kill -9 under churn and traffic: make chaos [KILLS=200] [SEED=<number>]
+chaos: setup
+	PYTHONPATH=tests $(PY) -m chaos --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED))
+
 test: lint unit kernel contract lab netpol
 
 bench: setup

@@ -96,7 +96,9 @@ class Killer:
                     f"agent of node {self._node} is not ready after {READY_S:g} s: {self._agent.problems}"
                 )
                 return
-            if self._wanted() and process.running:
+            if not self._wanted():
+                return
+            if process.running:
                 self._ledger.kills.append(Kill(time.monotonic(), self._node, self._moment()))
                 process.signal(signal.SIGKILL)
             status = await process.exited
