@@ -218,9 +218,10 @@ async def test_a_pod_starts_and_a_policy_changes_while_much_is_still_to_compile(
         await settled(dataplane)
         for number in range(MANY):
             dataplane.apply(put(pod(f"y/p{number}", f"10.0.{number // 250}.{number % 250}")))
-        for number in range(MANY // 10):
-            dataplane.apply(put(policy(f"ns{number % 7}/p{number}")))
-        dataplane.apply(put(policy("x/close", ingress=[])))
+        # Neither among the oldest nor among the newest.
+        bulk = [policy(f"ns{number // 10}/p{number}") for number in range(MANY // 10)]
+        for one in (*bulk[:200], policy("x/close", ingress=[]), *bulk[200:]):
+            dataplane.apply(put(one))
         async with asyncio.timeout(DEADLINE_S):
             await dataplane.admit(endpoint(starting))
         assert dataplane._backlog.large
