@@ -87,15 +87,39 @@ def test_content_under_another_name_is_damage(tmp_path: Path) -> None:
     assert store.load().damaged == (Claim(one.host_ifname, ("10.0.0.9",)),)
 
 
-def test_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+def test_a_newer_version_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
     store = Allocations(tmp_path, "b")
     store.load()
     one = endpoint("one", "10.0.0.1")
     store.save(one)
     path = tmp_path / "endpoints" / f"{one.host_ifname}+10.0.0.1.json"
-    path.write_bytes(path.read_bytes().replace(b'"version":1', b'"version":2'))
+    newer = path.read_bytes().replace(b'"version":1', b'"version":2')
+    path.write_bytes(newer)
+    with pytest.raises(DiskError, match=r"format 2, this one knows 1.*does not start.*Run the newer netagent"):
+        store.load()
+    assert path.read_bytes() == newer
+
+
+@pytest.mark.parametrize("version", [b'"version":0', b'"version":-1', b'"version":null', b'"edition":1'])
+def test_a_version_that_never_was_is_damage(tmp_path: Path, version: bytes) -> None:
+    store = Allocations(tmp_path, "b")
+    store.load()
+    one = endpoint("one", "10.0.0.1")
+    store.save(one)
+    path = tmp_path / "endpoints" / f"{one.host_ifname}+10.0.0.1.json"
+    path.write_bytes(path.read_bytes().replace(b'"version":1', version))
     assert store.load().damaged == (Claim(one.host_ifname, one.ips),)
-    assert path.exists()
+
+
+def test_fields_of_a_newer_program_are_ignored(tmp_path: Path) -> None:
+    store = Allocations(tmp_path, "b")
+    store.load()
+    one = endpoint("one", "10.0.0.1")
+    store.save(one)
+    path = tmp_path / "endpoints" / f"{one.host_ifname}+10.0.0.1.json"
+    path.write_bytes(path.read_bytes().replace(b'"version":1', b'"version":1,"later":{"x":[1]}'))
+    loaded = store.load()
+    assert (loaded.endpoints, loaded.problems) == ((one,), ())
 
 
 def test_foreign_files_go_to_quarantine_and_half_written_ones_vanish(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from netagent.disk.atomic import MALFORMED, DiskError, ensure_dir, read_bounded,
 from netagent.records import Endpoint
 
 VERSION = 1
+"""Of an endpoint's file. A field that older programs may ignore needs no new version: they skip what they do not know.
+A newer version is refused as a whole, so a release that writes one comes after a release that reads it."""
 MAX_FILE_BYTES = 64 * 1024
 MAX_LOG_BYTES = 16 << 20
 COMPACT_LINES = 4096
@@ -155,9 +157,14 @@ class Allocations:
             file = msgspec.json.decode(read_bounded(path, MAX_FILE_BYTES) or b"", type=EndpointFile)
         except (DiskError, *MALFORMED) as error:
             return self._mark_damaged(path, claim, str(error), problems)
-        if file.version != VERSION:
-            problems.append(f"{path}: version {file.version}, not {VERSION}; left for the program that wrote it.")
-            return claim
+        if file.version > VERSION:
+            raise DiskError(
+                f"{path}: a newer netagent wrote it (format {file.version}, this one knows {VERSION}). This agent does "
+                "not start, since it could not keep that pod's policy; what is in the kernel stays in force, and no "
+                "file was changed. Run the newer netagent again, or drain the node and remove the file."
+            )
+        if file.version < VERSION:
+            return self._mark_damaged(path, claim, f"format {file.version} was never in use", problems)
         if (file.endpoint.host_ifname, file.endpoint.ips) != (claim.host_ifname, claim.ips):
             return self._mark_damaged(path, claim, "its content belongs under another name", problems)
         return file
