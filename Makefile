@@ -8,7 +8,7 @@ PACKAGES = python3 python3-venv python3-nftables gcc libc6-dev iproute2 nftables
 DIR     ?= tests/netpol
 CASES   ?=
 
-.PHONY: setup demo lint unit kernel contract lab netpol fuzz test bench image image-base manifests docs lock clean
+.PHONY: setup demo lint unit kernel contract lab netpol fuzz chaos test bench image image-base manifests docs lock clean
 
 setup: $(VENV)/.done $(SHIM)
 
