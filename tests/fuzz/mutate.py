@@ -35,6 +35,8 @@ HOSTILE: tuple[Any, ...] = (
     [None],
     {"": ""},
 )
+GROWS_BYTES = 2048
+"""Longer inputs get no longer lists: three times fifty times as long they would take the memory themselves."""
 SPLICES = (
     b"\0", b"\xff", b"\xed\xa0\x80", b"\\ud800", b"[" * 3000, b'{"a":' * 2000, b"9" * 5000, b"\r\n", FIELD, b'"', b"}",
 )  # fmt: skip
@@ -65,7 +67,7 @@ def _value_changed(data: bytes, random: Random) -> bytes:
             del holder[key]
         case 1 if isinstance(holder, dict):
             holder[random.choice(("x", "", "\0", "__class__", str(key) + "s"))] = holder.pop(key)
-        case 2 if isinstance(holder, list):
+        case 2 if isinstance(holder, list) and len(data) < GROWS_BYTES:
             holder *= random.randint(2, 50)
         case _:
             holder[key] = random.choice(HOSTILE)

@@ -1,6 +1,7 @@
 """What the targets need around a decoder: a small cluster, a node's devices, a server, a directory in memory."""
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import logging
@@ -201,6 +202,7 @@ class Node:
 
     async def _serve(self) -> None:
         root = Path(tempfile.mkdtemp(dir=MEMORY))
+        atexit.register(shutil.rmtree, root)
         settings = CniConfig(socket=str(root / "s"), bin_dir="", conf_dir=str(root), admit_timeout_s=0.001)
         server = CniServer(
             settings, pod_net=_NoNet(), policy=_NoGate(), store=Allocations(root, "boot"), wiring=_NoWiring()
