@@ -200,7 +200,11 @@ def state_files(data: bytes) -> None:
         (root / "endpoints" / "nap0123456789ab+10.0.0.7.json").write_bytes(parts[0])
         for name, content in zip(("freed.log", "subnets.json", "network-mode"), parts[1:4], strict=True):
             (root / name).write_bytes(content)
-        found = Allocations(root, "boot").load()
+        try:
+            found = Allocations(root, "boot").load()
+        except DiskError:  # of a newer program: nothing may be changed
+            expect((root / "endpoints" / "nap0123456789ab+10.0.0.7.json").read_bytes() == parts[0], "changed")
+            return
         claimed = {ip for one in found.endpoints for ip in one.ips} | {ip for one in found.damaged for ip in one.ips}
         expect(claimed == {"10.0.0.7"}, f"claims {claimed}")
         expect(all(map(ADDRESS.fullmatch, found.freed)), f"freed {found.freed}")
