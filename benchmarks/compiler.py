@@ -40,9 +40,9 @@ QUICK_SIZES = ((10_000, 1000), (30_000, 1000))
 class Bench:
     """A view, a compiler and the script for the kernel, as the agent has them."""
 
-    def __init__(self) -> None:
+    def __init__(self, frame: FrameSettings = FrameSettings()) -> None:  # noqa: B008 - it is frozen
         self.store = Store()
-        self.compiler = Compiler(self.store, FrameSettings(), NODE)
+        self.compiler = Compiler(self.store, frame, NODE)
         self._stamp = Stamp(0xFFFF0000, 1)
 
     def load(self, changes: list[Change]) -> int:

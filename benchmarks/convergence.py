@@ -7,6 +7,8 @@ idle, and while other pods change 50 to 1000 times a second, one in ten of them 
 
 Clocks: `watch event` is when its bytes had arrived in the agent, `API answer` when the writer had its answer (which may
 be later than the watch event), `first packet` the sending of the first packet that is treated as the change wants it.
+The stage `receive` counts from the beginning of the write, so it holds the API server's own time: its answer and the
+watch event leave it at the same moment, and which of the two arrives first is chance.
 
     python -m benchmarks.convergence [--quick] [--json FILE]
 """
@@ -85,7 +87,7 @@ class Bench:
         commit = await self._agent.trace.last(lambda one: _covers(one, kind, obeyed_s))
         mark = [one for one in commit["marks"] if one["kind"] == kind][-1]
         stages = {
-            "receive": mark["received_s"] - answered_s,
+            "receive": mark["received_s"] - began_s,
             "decode": commit["decode"],
             "store": commit["store"],
             "wait": commit["compiling_s"] - mark["applied_s"],

@@ -1,15 +1,18 @@
 """What rules cost a packet: throughput, packets and connections per second, round trips, by the number of policies.
 
-Two pods in network namespaces, joined by this one over two veth pairs; the kernel forwards between them. The server is
-one of 110 isolated local pods. Compared in turns: no rules at all; connection tracking alone (one rule for established
-flows); netagent's table for 0 to 10k policies; the layout of kube-router for the same policies (an emulation, see
-`kuberouter`). The policy that admits the traffic is the last one.
+Two pods in network namespaces, joined by a third one over two veth pairs, whose kernel forwards between them; the
+server is one of 110 isolated local pods. There are as many such triples as sets of rules, side by side, and they are
+measured in turns: no rules at all (twice, so that the second one tells how much of a difference is chance); connection
+tracking alone (one rule for established flows); netagent's table for 0 to 10k policies, and with masquerading and the
+VXLAN filter too; the layout of kube-router for the same policies (an emulation: what its controller would leave in the
+kernel, not kube-router itself). The policy that admits the traffic is the last one. A ratio is the median, over all
+turns, of the figure divided by that without rules of the same turn.
 
     python -m benchmarks.datapath [--quick] [--json FILE]
 """
 
 import argparse
-import asyncio
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,31 +27,31 @@ from msgspec import Struct, structs
 from benchmarks import bed, kuberouter, workload
 from benchmarks.bed import progress
 from benchmarks.compiler import Bench
+from benchmarks.routers import Router, forget_closed, router
 from benchmarks.stats import summarise
 from benchmarks.workload import Object, Shape
-from netagent.kernel.nft import LibNftables
+from netagent.core.frame import FrameSettings
 from netagent.records import Change, Kind
 
 POLICIES = (0, 1, 100, 1000, 10_000)
-QUICK_POLICIES = (0, 100, 1000)
+QUICK_POLICIES = (0, 1, 1000)
 LOCAL_PODS, REMOTE_PODS = 110, 1000
 PORT = 5201
-UDP_BYTES = 64
-SLOW_S = 20.0
-"""Rules that take longer than this to be made are measured in the first turn only."""
+WHOLE = FrameSettings(masquerade=True, vxlan_port=8472, pools=("10.0.0.0/8",), own_subnets=("10.0.0.0/24",))
+"""All that the agent's table has in a cluster of its own."""
+BARE, AGAIN = "no rules", "no rules, again"
 TRACKING = (
     "table inet tracking { chain forward { type filter hook forward priority 0; ct state established accept; }; }\n"
 )
 
 
-class Setup(Struct, frozen=True):
+class Rules(Struct, frozen=True):
     """One set of rules."""
 
     name: str
-    isolates: bool
+    enter: Callable[[Router], None]
+    isolates: bool = False
     """Whether only what a policy admits may pass."""
-    enter: Callable[[], None]
-    leave: Callable[[], None]
 
 
 class Cluster:
@@ -70,69 +73,59 @@ class Cluster:
         selector = {"matchLabels": {"app": self.server["metadata"]["labels"]["app"]}}
         return [*others, workload.policy("ns-0", "door", selector, ingress=[door])]
 
-    def script(self, count: int) -> str:
+    def script(self, count: int, frame: FrameSettings) -> str:
         """Our table."""
         objects = [(Kind.NAMESPACE, one) for one in workload.namespaces(self.shape)]
         objects += [(Kind.POD, one) for one in self.pods]
         objects += [(Kind.NETWORK_POLICY, one) for one in self.policies(count)]
-        bench = Bench()
+        bench = Bench(frame)
         changes: list[Change] = [workload.upserted(kind, obj) for kind, obj in objects]
         bench.load(changes)
         return bench.whole()
 
 
-def setups(cluster: Cluster, counts: tuple[int, ...]) -> list[Setup]:
-    """All of them, in the order of a turn."""
-    made = [
-        Setup("no rules", False, _nothing, _nothing),
-        Setup("conntrack only", False, lambda: _nft(TRACKING), lambda: _nft("delete table inet tracking\n")),
-    ]
+def all_rules(cluster: Cluster, counts: tuple[int, ...]) -> list[Rules]:
+    """What is compared."""
+    made = [Rules(BARE, _nothing), Rules("conntrack only", _script(TRACKING))]
     for count in counts:
-        made.append(netagent(cluster.script(count), count))
-    for count in counts[1:]:
-        made.append(emulation(cluster, count))
-    return made
+        script = _script(cluster.script(count, FrameSettings()))
+        made.append(Rules(f"netagent, {count} policies", script, count > 0))
+    whole = _script(cluster.script(counts[-1], WHOLE))
+    made.append(Rules(f"netagent, {counts[-1]} policies, masquerading, VXLAN filter", whole, True))
+    made += [emulation(cluster, count) for count in counts[1:]]
+    return [*made, Rules(AGAIN, _nothing)]
 
 
-def netagent(script: str, count: int) -> Setup:
-    """Our table through our own adapter."""
-
-    def enter() -> None:
-        nft = LibNftables()
-        try:
-            asyncio.run(nft.run(script))
-        finally:
-            nft.close()
-
-    return Setup(f"netagent, {count} policies", count > 0, enter, lambda: _nft("delete table inet netagent\n"))
-
-
-def emulation(cluster: Cluster, count: int) -> Setup:
+def emulation(cluster: Cluster, count: int) -> Rules:
     """kube-router's layout."""
-    policies = cluster.policies(count)
-    local = cluster.pods[:LOCAL_PODS]
+    policies, local = cluster.policies(count), cluster.pods[:LOCAL_PODS]
     name = f"kube-router layout (emulation), {count} policies"
-    return Setup(name, True, lambda: kuberouter.apply(local, cluster.pods, policies), kuberouter.clear)
+    return Rules(name, lambda one: kuberouter.apply(one, local, cluster.pods, policies), True)
 
 
-def _nothing() -> None:
+def _nothing(_: Router) -> None:
     pass
 
 
-def _nft(script: str) -> None:
-    bed.run("nft", "-f", "-", text=script)
+def _script(text: str) -> Callable[[Router], None]:
+    def enter(one: Router) -> None:
+        one.run("nft", "-f", "-", text=text)
+        forget_closed(one)
+
+    return enter
 
 
 class Meter:
-    """The loads; each returns samples in its unit."""
+    """The loads; each returns one figure in its unit."""
 
     def __init__(self, ip: str, netload: Path, seconds: float) -> None:
         self._ip, self._netload, self._seconds = ip, netload, seconds
 
-    def check(self, isolates: bool) -> None:
+    def check(self, one: Router, isolates: bool) -> None:
         """The rules do what they are measured for. Raises RuntimeError."""
+        self._load("connections", one, seconds=0.05)
         try:
-            self._load("connections", PORT + 1, 0.1)
+            self._load("connections", one, PORT + 1, 0.05)
         except RuntimeError:
             if isolates:
                 return
@@ -140,116 +133,126 @@ class Meter:
         if isolates:
             raise RuntimeError("a port that no policy admits is open")
 
-    def throughput(self) -> list[float]:
-        """One TCP stream, Gbit/s received."""
-        return [self._iperf()["sum_received"]["bits_per_second"] / 1e9]
-
-    def packets(self) -> list[float]:
-        """64-byte UDP, thousand packets per second received."""
-        found = self._iperf("-u", "-b", "0", "-l", str(UDP_BYTES))["sum"]
-        return [(found["packets"] - found["lost_packets"]) / found["seconds"] / 1e3]
-
-    def connections(self) -> list[float]:
-        """TCP connections opened and reset, thousand per second."""
-        return [number / 1e3 for number in self._load("connections")]
-
-    def roundtrip(self) -> list[float]:
-        """64 bytes over UDP and back, microseconds."""
-        return [number / 1e3 for number in self._load("roundtrip")]
-
-    def _load(self, what: str, port: int = PORT, seconds: float = 0.0) -> list[float]:
-        places = ("/run/netns/client", "/run/netns/server")
-        duration = str(seconds or self._seconds)
-        output = bed.run(str(self._netload), what, duration, *places, self._ip, str(port))
-        return [float(line) for line in output.split()]
-
-    def _iperf(self, *more: str) -> Any:
-        with subprocess.Popen(
-            ["ip", "netns", "exec", "server", "iperf3", "-s", "-p", str(PORT)], stdout=subprocess.DEVNULL
-        ) as server:
+    def throughput(self, one: Router) -> float:
+        """One TCP stream for a second, Gbit/s received."""
+        command = ["ip", "netns", "exec", Path(one.server).name, "iperf3", "-s", "-p", str(PORT)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
             try:
-                return self._ask(more)
+                return float(self._iperf(one)["sum_received"]["bits_per_second"] / 1e9)
             finally:
                 server.kill()
 
-    def _ask(self, more: tuple[str, ...]) -> Any:
-        client = ["ip", "netns", "exec", "client", "iperf3", "-c", self._ip, "-p", str(PORT), "-J", *more]
-        deadline_s = time.monotonic() + 10
+    def packets(self, one: Router) -> float:
+        """64-byte UDP, thousand packets per second received."""
+        return self._load("packets", one) / 1e3
+
+    def connections(self, one: Router) -> float:
+        """TCP connections opened and reset, thousand per second."""
+        return self._load("connections", one) / 1e3
+
+    def roundtrip(self, one: Router) -> float:
+        """64 bytes over UDP and back, microseconds."""
+        return self._load("roundtrip", one) / 1e3
+
+    def _load(self, what: str, one: Router, port: int = PORT, seconds: float = 0.0) -> float:
+        duration = str(seconds or self._seconds)
+        output = bed.run(str(self._netload), what, duration, one.client, one.server, self._ip, str(port))
+        return float(output.split()[0])
+
+    def _iperf(self, one: Router) -> Any:
+        client = ["ip", "netns", "exec", Path(one.client).name, "iperf3", "-c", self._ip, "-p", str(PORT), "-J"]
+        deadline_s = time.monotonic() + bed.DEADLINE_S
         while True:
-            done = subprocess.run([*client, "-t", str(max(1, round(self._seconds)))], capture_output=True, check=False)
+            done = subprocess.run([*client, "-t", "1"], capture_output=True, check=False)
             answer = orjson.loads(done.stdout)
             if "error" not in answer:
                 return answer["end"]
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f"iperf3: {answer['error']}")
-            time.sleep(0.05)
+            time.sleep(0.02)
 
 
-METERS: dict[str, tuple[str, Callable[[Meter], list[float]]]] = {
-    "TCP throughput": ("Gbit/s", Meter.throughput),
-    "64-byte UDP": ("kpackets/s", Meter.packets),
-    "TCP connections": ("k/s", Meter.connections),
-    "round trip": ("us", Meter.roundtrip),
-}
+class Load(Struct, frozen=True):
+    """One kind of traffic."""
+
+    name: str
+    unit: str
+    measure: Callable[[Meter, Router], float]
+    turns: int
+    quick_turns: int
 
 
-def measure(counts: tuple[int, ...], turns: int, seconds: float) -> dict[str, Any]:
+LOADS = (
+    Load("TCP throughput", "Gbit/s", Meter.throughput, 15, 1),
+    Load("64-byte UDP", "kpackets/s", Meter.packets, 40, 5),
+    Load("TCP connections", "k/s", Meter.connections, 60, 8),
+    Load("round trip", "us", Meter.roundtrip, 20, 3),
+)
+SLOT_S = 0.25
+"""Of one set of rules in one turn; short, so that what else the machine does hits all of them alike."""
+Samples = dict[str, list[float]]
+
+
+def measure(counts: tuple[int, ...], *, quick: bool) -> dict[str, Any]:
     """All figures."""
     cluster = Cluster()
-    ips = {"client": cluster.client["status"]["podIP"], "server": cluster.server["status"]["podIP"]}
-    for name, ip in ips.items():
-        bed.place(name, ip)
-        bed.run("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535")
-    # Connections that were reset leave the tracking table before it is full.
-    Path("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close").write_text("1")
-    samples: dict[str, list[float]] = {}
+    ips = cluster.client["status"]["podIP"], cluster.server["status"]["podIP"]
     made_s: dict[str, float] = {}
+    series: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
-        meter = Meter(ips["server"], bed.compiled("netload", Path(directory)), seconds)
-        todo = setups(cluster, counts)
-        for turn in range(turns):
-            for setup in todo:
-                if made_s.get(setup.name, 0.0) > SLOW_S:
-                    continue
-                began_s = time.monotonic()
-                setup.enter()
-                made_s[setup.name] = time.monotonic() - began_s
-                try:
-                    meter.check(setup.isolates)
-                    for name, (_, load) in METERS.items():
-                        samples.setdefault(f"{name}: {setup.name}", []).extend(load(meter))
-                finally:
-                    setup.leave()
-                progress(f"turn {turn + 1} of {turns}: {setup.name} (rules made in {made_s[setup.name]:.1f} s)")
-    series = {
-        f"{name}: {setup.name}": structs.asdict(summarise(samples[f"{name}: {setup.name}"]))
-        for name in METERS
-        for setup in todo
-    }
-    units = {name: unit for name, (unit, _) in METERS.items()}
-    return {"unit": "as named", "units": units, "series": series, "ratios": ratios(series), "rules_made_s": made_s}
+        meter = Meter(ips[1], bed.compiled("netload", Path(directory)), SLOT_S)
+        stands: dict[str, Router] = {}
+        for rules in all_rules(cluster, counts):
+            one = stands[rules.name] = router(len(stands), *ips)
+            began_s = time.monotonic()
+            rules.enter(one)
+            made_s[rules.name] = time.monotonic() - began_s
+            meter.check(one, rules.isolates)
+            progress(f"{rules.name}: in the kernel after {made_s[rules.name]:.1f} s")
+        for load in LOADS:
+            samples = in_turns(load, meter, stands, load.quick_turns if quick else load.turns)
+            series |= {f"{load.name}: {name}": structs.asdict(summarise(values)) for name, values in samples.items()}
+            found |= {f"{load.name}: {name}": ratio(values, samples[BARE]) for name, values in samples.items()}
+            progress(f"{load.name}: {len(samples[BARE])} turns")
+    units = {load.name: load.unit for load in LOADS}
+    return {"unit": "as named", "units": units, "series": series, "ratios": found, "rules_made_s": made_s}
 
 
-def ratios(series: dict[str, Any]) -> dict[str, float]:
-    """Median over that without rules."""
+def in_turns(load: Load, meter: Meter, stands: dict[str, Router], turns: int) -> Samples:
+    """Figures by rules; the first turn warms up, and each begins with another one."""
+    names = list(stands)
+    samples: Samples = {name: [] for name in names}
+    for turn in range(1 + turns):
+        for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
+            figure = load.measure(meter, stands[name])
+            if turn:
+                samples[name].append(figure)
+    return samples
+
+
+def ratio(values: list[float], bare: list[float]) -> dict[str, float]:
+    """Of the values to those without rules, turn by turn."""
+    ratios = sorted(value / base for value, base in zip(values, bare, strict=True))
+    quarter = len(ratios) // 4
     return {
-        name: one["median"] / series[f"{name.split(': ')[0]}: no rules"]["median"]
-        for name, one in series.items()
-        if not name.endswith(": no rules")
+        "median": statistics.median(ratios),
+        "lower quartile": ratios[quarter],
+        "upper quartile": ratios[-1 - quarter],
     }
 
 
 def main() -> int:
     """Run and print; write JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer sets of rules, one short turn")
+    parser.add_argument("--quick", action="store_true", help="fewer sets of rules, few turns")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     options = parser.parse_args()
     bed.isolate()
-    figures = measure(QUICK_POLICIES, 1, 1.0) if options.quick else measure(POLICIES, 5, 2.0)
+    figures = measure(QUICK_POLICIES if options.quick else POLICIES, quick=options.quick)
     bed.table(list(figures["series"].items()), ", ".join(f"{name} {unit}" for name, unit in figures["units"].items()))
-    for name, ratio in figures["ratios"].items():
-        print(f"{name}: {ratio:.1%} of that without rules")
+    for name, one in figures["ratios"].items():
+        print(f"{name}: {one['median']:.1%} of that without rules")
     if options.json:
         Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
     return 0

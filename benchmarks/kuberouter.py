@@ -8,24 +8,17 @@ through the chains of all of the pod's policies.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks import bed
+from benchmarks.routers import Router
 from benchmarks.workload import Object
 
 ALLOWED, CLEARED = "0x10000/0x10000", "0x20000/0x20000"
 BLOCKS = "hash:net"
 
 
-def apply(local: Sequence[Object], pods: Sequence[Object], policies: Sequence[Object]) -> None:
-    """Put the layout of all policies into the kernel; `local` are the pods of this node."""
-    bed.run("ipset", "restore", text="\n".join(sets(pods, policies)) + "\n")
-    bed.run("iptables-restore", text="\n".join(rules(local, policies)) + "\n")
-
-
-def clear() -> None:
-    """Nothing of it stays."""
-    bed.run("iptables-restore", text="*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n")
-    bed.run("nft", "-f", "-", text="add table ip filter\ndelete table ip filter\n")
-    bed.run("ipset", "destroy")
+def apply(router: Router, local: Sequence[Object], pods: Sequence[Object], policies: Sequence[Object]) -> None:
+    """Put the layout of all policies into the router's kernel; `local` are the pods of this node."""
+    router.run("ipset", "restore", text="\n".join(sets(pods, policies)) + "\n")
+    router.run("iptables-restore", text="\n".join(rules(local, policies)) + "\n")
 
 
 def sets(pods: Sequence[Object], policies: Sequence[Object]) -> Iterator[str]:

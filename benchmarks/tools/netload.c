@@ -1,9 +1,11 @@
-// Load between two network namespaces, for a number of seconds; prints one number per line.
+// Load between two network namespaces, for a number of seconds.
 //
-//   netload connections SECONDS CLIENT_NETNS SERVER_NETNS IP PORT   TCP connections opened and reset per second
-//   netload roundtrip   SECONDS CLIENT_NETNS SERVER_NETNS IP PORT   round trips of 64 bytes over UDP: each in ns
+//   netload connections SECONDS CLIENT_NETNS SERVER_NETNS IP PORT   TCP connections opened and reset, per second
+//   netload packets     SECONDS CLIENT_NETNS SERVER_NETNS IP PORT   packets with 64 bytes of UDP that arrive, per second
+//   netload roundtrip   SECONDS CLIENT_NETNS SERVER_NETNS IP PORT   64 bytes of UDP there and back: median, p99 in ns
 //
-// Connections are ended by a reset, so that neither side keeps ports in TIME_WAIT.
+// Connections are ended by a reset, so that neither side keeps ports in TIME_WAIT. Client and server have a processor
+// each: the kernel forwards on the one that sends, so what the client's does is what is measured.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -14,13 +16,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+enum { BYTES = 64, BATCH = 32, MAX_ROUNDTRIPS = 1 << 20, BUFFER = 8 << 20 };
+
 static struct sockaddr_in server = {.sin_family = AF_INET};
+static volatile long *received;  // by the server, shared with the client
 
 static int64_t now_ns(void) {
     struct timespec t;
@@ -39,11 +45,30 @@ static void enter(const char *netns) {
     close(ns);
 }
 
+static void pin(int processor) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(processor % (int)sysconf(_SC_NPROCESSORS_ONLN), &set);
+    sched_setaffinity(0, sizeof set, &set);
+}
+
+static void patience(int fd, int option) {
+    struct timeval a_second = {.tv_sec = 1};
+    setsockopt(fd, SOL_SOCKET, option, &a_second, sizeof a_second);
+}
+
 static int listening(int kind) {
-    int fd = socket(AF_INET, kind, 0), on = 1;
+    int fd = socket(AF_INET, kind, 0), on = 1, bytes = BUFFER;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof bytes);
     if (bind(fd, (struct sockaddr *)&server, sizeof server) < 0) fail("bind");
     if (kind == SOCK_STREAM && listen(fd, 4096) < 0) fail("listen");
+    return fd;
+}
+
+static int connected(void) {
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    if (connect(fd, (struct sockaddr *)&server, sizeof server) < 0) fail("connect");
     return fd;
 }
 
@@ -57,8 +82,54 @@ static void serve_connections(int fd) {
     }
 }
 
+static void connections(double seconds) {
+    struct linger reset = {.l_onoff = 1};
+    int64_t began = now_ns(), end = began + (int64_t)(seconds * 1e9), now = began;
+    long made = 0;
+    while ((now = now_ns()) < end) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+        patience(fd, SO_SNDTIMEO);
+        if (connect(fd, (struct sockaddr *)&server, sizeof server) == 0) made++;
+        close(fd);
+    }
+    if (!made) exit(1);
+    printf("%.1f\n", made / ((now - began) / 1e9));
+}
+
+static void batch(struct mmsghdr *messages, struct iovec *parts, char (*texts)[BYTES]) {
+    for (int index = 0; index < BATCH; index++) {
+        parts[index] = (struct iovec){.iov_base = texts[index], .iov_len = BYTES};
+        messages[index] = (struct mmsghdr){.msg_hdr = {.msg_iov = &parts[index], .msg_iovlen = 1}};
+    }
+}
+
+static void serve_packets(int fd) {
+    struct mmsghdr messages[BATCH];
+    struct iovec parts[BATCH];
+    char texts[BATCH][BYTES];
+    batch(messages, parts, texts);
+    for (;;) {
+        int got = recvmmsg(fd, messages, BATCH, MSG_WAITFORONE, NULL);
+        if (got > 0) *received += got;
+    }
+}
+
+static void packets(double seconds) {
+    struct mmsghdr messages[BATCH];
+    struct iovec parts[BATCH];
+    char texts[BATCH][BYTES] = {{0}};
+    batch(messages, parts, texts);
+    int fd = connected();
+    int64_t began = now_ns(), end = began + (int64_t)(seconds * 1e9), now;
+    while ((now = now_ns()) < end) sendmmsg(fd, messages, BATCH, 0);
+    long got = *received;
+    if (!got) exit(1);
+    printf("%.1f\n", got / ((now - began) / 1e9));
+}
+
 static void serve_roundtrips(int fd) {
-    char text[64];
+    char text[BYTES];
     struct sockaddr_in from;
     for (;;) {
         socklen_t size = sizeof from;
@@ -67,48 +138,57 @@ static void serve_roundtrips(int fd) {
     }
 }
 
-static void connections(double seconds) {
-    struct linger reset = {.l_onoff = 1};
-    int64_t began = now_ns(), end = began + (int64_t)(seconds * 1e9), now = began;
-    long made = 0;
-    while ((now = now_ns()) < end) {
-        int fd = socket(AF_INET, SOCK_STREAM, 0);
-        setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
-        struct timeval patience = {.tv_sec = 1};
-        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-        if (connect(fd, (struct sockaddr *)&server, sizeof server) == 0) made++;
-        close(fd);
-    }
-    if (!made) exit(1);
-    printf("%.1f\n", made / ((now - began) / 1e9));
+static int ascending(const void *one, const void *other) {
+    int64_t a = *(const int64_t *)one, b = *(const int64_t *)other;
+    return (a > b) - (a < b);
 }
 
 static void roundtrips(double seconds) {
-    char text[64] = {0};
-    int fd = socket(AF_INET, SOCK_DGRAM, 0), answered = 0;
-    struct timeval patience = {.tv_sec = 1};
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    if (connect(fd, (struct sockaddr *)&server, sizeof server) < 0) fail("connect");
-    for (int64_t end = now_ns() + (int64_t)(seconds * 1e9), sent; (sent = now_ns()) < end;) {
+    static int64_t took_ns[MAX_ROUNDTRIPS];
+    char text[BYTES] = {0};
+    int fd = connected(), answered = 0;
+    patience(fd, SO_RCVTIMEO);
+    for (int64_t end = now_ns() + (int64_t)(seconds * 1e9), sent; (sent = now_ns()) < end && answered < MAX_ROUNDTRIPS;) {
         if (send(fd, text, sizeof text, 0) < 0 || recv(fd, text, sizeof text, 0) < 0) continue;
-        printf("%lld\n", (long long)(now_ns() - sent));
-        answered++;
+        took_ns[answered++] = now_ns() - sent;
     }
     if (!answered) exit(1);
+    qsort(took_ns, answered, sizeof took_ns[0], ascending);
+    printf("%lld\n%lld\n", (long long)took_ns[answered / 2], (long long)took_ns[answered * 99 / 100]);
 }
+
+static const struct load {
+    const char *name;
+    int kind;
+    void (*serve)(int);
+    void (*run)(double);
+} LOADS[] = {
+    {"connections", SOCK_STREAM, serve_connections, connections},
+    {"packets", SOCK_DGRAM, serve_packets, packets},
+    {"roundtrip", SOCK_DGRAM, serve_roundtrips, roundtrips},
+};
 
 int main(int argc, char **argv) {
     if (argc != 7) return 2;
-    int tcp = !strcmp(argv[1], "connections");
-    inet_pton(AF_INET, argv[5], &server.sin_addr);
+    const struct load *load = NULL;
+    for (size_t index = 0; index < sizeof LOADS / sizeof LOADS[0]; index++)
+        if (!strcmp(argv[1], LOADS[index].name)) load = &LOADS[index];
+    if (!load || inet_pton(AF_INET, argv[5], &server.sin_addr) != 1) return 2;
     server.sin_port = htons(atoi(argv[6]));
+    received = mmap(NULL, sizeof *received, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (received == MAP_FAILED) fail("mmap");
     enter(argv[4]);
-    int fd = listening(tcp ? SOCK_STREAM : SOCK_DGRAM);
+    int fd = listening(load->kind);
     pid_t child = fork();
-    if (child == 0) prctl(PR_SET_PDEATHSIG, SIGKILL), (tcp ? serve_connections : serve_roundtrips)(fd);
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        pin(1);
+        load->serve(fd);
+    }
     close(fd);
     enter(argv[3]);
-    (tcp ? connections : roundtrips)(atof(argv[2]));
+    pin(0);
+    load->run(atof(argv[2]));
     fflush(stdout);
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
