@@ -6,6 +6,7 @@ stops with its error and Kubernetes starts it again; what is in the kernel stays
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -189,7 +190,7 @@ class Agent:
     def tasks(self) -> dict[str, Coroutine[Any, Any, Any]]:
         """What runs, by name."""
         work: dict[str, Coroutine[Any, Any, Any]] = {"dataplane": self.dataplane.run(), "http": self.http.run()}
-        work["heartbeat"] = self.heartbeat.run()
+        work |= {"heartbeat": self.heartbeat.run(), "spare the collector": self._spare_collector()}
         work |= {"events": self.events.run(), "policy events": self.policy_events.run()}
         work |= {"drift": self.drift.run(), "denials": self.denials.run(), "forward accepts": self.forward.run()}
         if self.drop_log is not None:
@@ -231,6 +232,14 @@ class Agent:
             raise
         except NetagentError as error:
             log.warning("%s Nothing keeps a second agent, or netagent cleanup, from running beside this one.", error)
+
+    async def _spare_collector(self) -> None:
+        """Keep the garbage collector off what was built until now, most of which lives as long as the agent.
+
+        A full collection stops everything for 0.12 s at 50,000 pods and 10,000 policies, and relists bring it on.
+        """
+        await self.dataplane.enforced()
+        gc.freeze()
 
     # Wiring
 

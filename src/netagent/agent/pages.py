@@ -117,7 +117,11 @@ class Pages:
         """Bytes and counts."""
         return {
             "process": _process(),
-            "garbage_collector": {"counts": gc.get_count(), "generations": gc.get_stats()},
+            "garbage_collector": {
+                "counts": gc.get_count(),
+                "generations": gc.get_stats(),
+                "frozen": gc.get_freeze_count(),
+            },
             "kept": self._sizes(),
             "allocations": await asyncio.to_thread(_allocations) if tracemalloc.is_tracing() else "not traced",
         }

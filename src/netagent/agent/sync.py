@@ -13,9 +13,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
-from msgspec import Struct
-
+from netagent.agent.admission import Admissions, NotAdmittedError
+from netagent.agent.apipods import ApiPods
 from netagent.agent.causes import Batch, Causes, SlowEvent
+from netagent.agent.debounce import Debounce
+from netagent.agent.transactions import Transactions
 from netagent.config import PolicyConfig
 from netagent.core.backlog import Arrival, Backlog, Portion
 from netagent.core.compiler import Compiler
@@ -23,19 +25,15 @@ from netagent.core.frame import STAMP, FrameSettings
 from netagent.core.generation import Stamp, must_clear, of_kernel
 from netagent.core.latency import LatencyRing
 from netagent.core.render import elements_alone, render, replacement
-from netagent.core.store import FINISHED, Dirty, Store, same_pod
+from netagent.core.store import Dirty, Store, same_pod
 from netagent.kernel import ctmarks
 from netagent.kernel.conntrack import ConntrackError
 from netagent.metrics import Metrics
 from netagent.ports import ElementTransaction, NetagentError, Nft, NftError, StampChange, TableInventory
-from netagent.records import Change, Endpoint, Key, Kind, Listed, Pod, Upserted
+from netagent.records import Change, Endpoint, Kind, Listed, Pod, Upserted
 
 log = logging.getLogger(__name__)
 
-FIRST_WINDOW_S = 0.002
-"""Debounce window after the first of several changes in a row; it doubles up to the cap while they go on."""
-COST_WINDOWS = 10.0
-"""Longest window in durations of the last commit: compiling and committing take a tenth of the time at most."""
 RETRY_FIRST_S = 0.1
 RETRY_CAP_S = 5.0
 STUCK_S = 60.0
@@ -44,40 +42,9 @@ REST_S = (0.001, 0.01)
 """Shortest and longest rest after a portion of work in bulk, for everything else that this process does."""
 UNREADY_AFTER = 3
 """Failures in a row after which the agent is not ready."""
-TRANSACTIONS_KEPT = 100
-API_SANDBOX = "api:"
-"""Prefix of the container ID of a pod that we know from the API alone (policy-only mode; pods of another plugin)."""
-
 
 ClearMarks = Callable[[int, int], Awaitable[int]]
 """(mask, bits to keep) -> flows that lost an old stamp."""
-
-
-class NotAdmittedError(NetagentError):
-    """A pod's policy could not be committed in time; the pod must wait."""
-
-
-class Transaction(Struct, frozen=True, gc=False):
-    """One commit, for /debug."""
-
-    at_s: float
-    """Seconds since the epoch."""
-    duration_s: float
-    commands: int
-    """Lines of the script, or elements where there was none."""
-    whole: bool
-    """Whether the whole table was replaced."""
-    generation: int
-    error: str = ""
-    elements_only: bool = False
-    """Whether it went without a script."""
-    cause: str = ""
-    """Of a replacement: why the table was not trusted; empty: the first one, or the one before failed."""
-    causes: tuple[str, ...] = ()
-    """What brought it on, the first of them."""
-    causes_left_out: int = 0
-    latency_s: float | None = None
-    """From the arrival of the oldest API event that it covers to its end; None: it covers none."""
 
 
 class Dataplane:
@@ -102,7 +69,7 @@ class Dataplane:
         `wired_by_others(ip)`: nor the one with this address, though ours wires others."""
         self.store = Store()
         self.compiler = Compiler(self.store, frame, node_name)
-        self.transactions: list[Transaction] = []
+        self.transactions = Transactions(metrics)
         self.own_subnets: tuple[str, ...] = ()
         """This node's, as the compiler knows them."""
         self.latencies = LatencyRing()
@@ -110,11 +77,10 @@ class Dataplane:
         self._nft = nft
         self._config = config
         self._metrics = metrics
-        self._node_name = node_name
         self._policy_on = frame.policy
         self._kinds = kinds
-        self._pods_from_api = pods_from_api
-        self._wired_by_others = wired_by_others
+        followed = pods_from_api or wired_by_others is not None
+        self._api_pods = ApiPods(self.store, node_name, wired_by_others) if followed else None
         self._admit_timeout_s = admit_timeout_s
         self._clock = clock
         self._clear_marks = clear_marks
@@ -134,13 +100,10 @@ class Dataplane:
         self._covered = 0
         self._failures = 0
         self._failure = ""
-        self._window_s = 0.0
-        self._last_commit_s = self._policy_s = float("-inf")
-        """When the last commit ended, and when a policy last changed."""
-        self._cost_s = 0.0
+        self._debounce = Debounce(config.debounce_cap_ms / 1000, clock)
         self._pending: list[Arrival] = []
         """Events that are compiled and not in the kernel."""
-        self._admissions: list[asyncio.Future[None]] = []
+        self._admissions = Admissions(self.store)
         self._causes = Causes(metrics.slow_events)
         self._batch = Batch()
         self._free = asyncio.Event()
@@ -148,7 +111,6 @@ class Dataplane:
         self._under_way_s: float | None = None
         """Since when (clock) an attempt has been under way."""
         self._progress = asyncio.Condition()
-        self._pod_seen: dict[Key, list[asyncio.Future[None]]] = {}
 
     # What the other services call
 
@@ -159,13 +121,16 @@ class Dataplane:
         self._causes.event(change)
         dirty = self.store.apply(change)
         if isinstance(change, Upserted) and isinstance(change.record, Pod):
-            self._wake_waiters(change.record)
-        follows = self._pods_from_api or self._wired_by_others is not None
-        if follows and not isinstance(change, Listed) and change.kind is Kind.POD:
+            self._admissions.show(change.record)
+        if self._api_pods is not None and not isinstance(change, Listed) and change.kind is Kind.POD:
             key = change.record.key if isinstance(change, Upserted) else change.key
-            dirty = self._follow_api(key, dirty)
+            gone, come = self._api_pods.follow(key)
+            if come:
+                self._backlog.hasten(come, key.namespace)
+            for touched in (gone, come):
+                dirty.add(touched)
         received_s = 0.0 if isinstance(change, Listed) else change.received_s
-        self._touch(dirty, received_s, always=isinstance(change, Listed), urgent=self._is_alone(change))
+        self._touch(dirty, received_s, always=isinstance(change, Listed), urgent=self._debounce.is_alone(change))
 
     async def admit(self, endpoint: Endpoint) -> None:
         """Return once the endpoint's policy is committed. Raises NotAdmittedError; then nothing is admitted.
@@ -175,7 +140,7 @@ class Dataplane:
         try:
             async with asyncio.timeout(self._admit_timeout_s):
                 if self._policy_on:
-                    await self._pod_described(endpoint)
+                    await self._admissions.described(endpoint)
                 self._causes.local("pod", endpoint.pod, "wired")
                 await self._hastened(endpoint)
         except TimeoutError:
@@ -213,6 +178,11 @@ class Dataplane:
         target = self._changes
         async with self._progress:
             await self._progress.wait_for(lambda: self._covered >= target)
+
+    async def enforced(self) -> None:
+        """Return once the kernel has the first ruleset."""
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._covered > 0)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -318,7 +288,7 @@ class Dataplane:
                 continue
             self._under_way_s = began_s = self._clock()
             if not self._backlog.large:
-                await self._settle()
+                await self._debounce.settle(self._urgent)
             self._wake.clear()
             self._urgent.clear()
             try:
@@ -334,26 +304,10 @@ class Dataplane:
                 self._wake.set()
                 await self._rest(self._clock() - began_s)
 
-    async def _settle(self) -> None:
-        """Let changes gather while they come fast; at once when idle or when a pod waits.
-
-        The window grows to COST_WINDOWS times what a commit takes, so commits use a bounded share of the time.
-        """
-        now_s = self._clock()
-        cap_s = min(self._config.debounce_cap_ms / 1000, max(FIRST_WINDOW_S, COST_WINDOWS * self._cost_s))
-        if now_s - self._last_commit_s > max(2 * self._window_s, FIRST_WINDOW_S):
-            self._window_s = 0.0
-            return
-        self._window_s = min(cap_s, max(FIRST_WINDOW_S, 2 * self._window_s))
-        rest_s = self._last_commit_s + self._window_s - now_s
-        if rest_s > 0:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), rest_s)
-
     async def _round(self) -> None:
         """Compile a portion and commit it."""
         portion = await self._portion()
-        admissions = list(self._admissions)
+        admissions = self._admissions.waiting()
         began_s, covers = self._clock(), self._changes
         self.compiler.update(portion.dirty)
         self._pending += portion.arrivals
@@ -369,9 +323,7 @@ class Dataplane:
             return
         if complete:
             self._covered = covers
-        for admitted in admissions:
-            if not admitted.done():
-                admitted.set_result(None)
+        self._admissions.admit(admissions)
 
     async def _portion(self) -> Portion:
         """What comes next, its policies read; the first time, everything."""
@@ -401,8 +353,7 @@ class Dataplane:
             # Whoever meddled meanwhile may have done so before or after this transaction.
             self._applied = self._distrusts == distrusts
             self._stamp = stamp
-            self._last_commit_s = self._clock()
-            self._cost_s = self._last_commit_s - began_s
+            self._debounce.committed(began_s)
         if self._applied:
             self._distrust_cause = ""
         self._failures = 0
@@ -450,7 +401,6 @@ class Dataplane:
 
     async def _run(self, work: str | ElementTransaction, stamp: Stamp, whole: bool) -> None:
         started_s, error = self._clock(), ""
-        kind = "whole" if whole else "change" if isinstance(work, str) else "elements"
         try:
             if isinstance(work, str):
                 await self._nft.run(work)
@@ -462,29 +412,15 @@ class Dataplane:
         finally:
             # By turns: between an old hook that goes and a new one that comes a packet may slip through.
             self._anew = whole and bool(error) and not self._anew
-            duration_s = self._clock() - started_s
-            self._metrics.commit.observe(duration_s)
-            self._metrics.commits.labels("error" if error else "ok", kind).inc()
-            log.debug("%s in %.1f ms: %s", kind, 1000 * duration_s, error or ", ".join(self._batch.causes))
-            if not error:
-                self._metrics.last_commit.set_to_current_time()
-            oldest = self._batch.oldest
-            self.transactions.append(
-                Transaction(
-                    time.time(),
-                    duration_s,
-                    work.count("\n") if isinstance(work, str) else work.size,
-                    whole,
-                    stamp.value,
-                    error,
-                    not isinstance(work, str),
-                    self._distrust_cause if whole else "",
-                    self._batch.causes,
-                    self._batch.left_out,
-                    time.monotonic() - oldest.received_s if oldest is not None and oldest.received_s else None,
-                )
+            self.transactions.note(
+                work,
+                whole=whole,
+                generation=stamp.value,
+                duration_s=self._clock() - started_s,
+                error=error,
+                cause=self._distrust_cause,
+                batch=self._batch,
             )
-            del self.transactions[:-TRANSACTIONS_KEPT]
 
     async def _back_off(self, error: NetagentError) -> None:
         self._failures += 1
@@ -520,67 +456,6 @@ class Dataplane:
 
     async def _hastened(self, endpoint: Endpoint) -> None:
         """Enter the endpoint, and until it is in the kernel with the policies of its namespace that are known now."""
-        admitted = asyncio.get_running_loop().create_future()
-        self._admissions.append(admitted)
         self._backlog.hasten(self.store.admit(endpoint), endpoint.pod.namespace)
         self._touch(Dirty(), always=True, urgent=True)
-        try:
-            await admitted
-        finally:
-            self._admissions.remove(admitted)
-
-    def _is_alone(self, change: Change) -> bool:
-        """A policy changes by itself: it does not wait for the company of pods."""
-        if isinstance(change, Listed) or change.kind is not Kind.NETWORK_POLICY:
-            return False
-        now_s = self._clock()
-        alone = now_s - self._policy_s > self._config.debounce_cap_ms / 1000
-        self._policy_s = now_s
-        return alone
-
-    async def _pod_described(self, endpoint: Endpoint) -> None:
-        """Until the view has the pod that a sandbox belongs to: its labels decide its policy."""
-        pod = self.store.pods.get(endpoint.pod)
-        while pod is None or not same_pod(endpoint, pod):
-            seen = asyncio.get_running_loop().create_future()
-            waiters = self._pod_seen.setdefault(endpoint.pod, [])
-            waiters.append(seen)
-            try:
-                await seen
-            finally:
-                waiters.remove(seen)
-                if not waiters:
-                    self._pod_seen.pop(endpoint.pod, None)
-            pod = self.store.pods.get(endpoint.pod)
-
-    def _wake_waiters(self, pod: Pod) -> None:
-        for seen in self._pod_seen.get(pod.key, ()):
-            if not seen.done():
-                seen.set_result(None)
-
-    def _follow_api(self, key: Key, dirty: Dirty) -> Dirty:
-        """A live pod of this node with an address is an endpoint where no CNI of ours has wired it."""
-        pod = self.store.pods.get(key)
-        wanted = None
-        if pod is not None and pod.node == self._node_name and _has_network(pod) and self._is_of_others(pod):
-            sandbox_id = f"{API_SANDBOX}{pod.uid}"
-            wanted = Endpoint(pod=key, pod_uid=pod.uid, container_id=sandbox_id, ifname="", host_ifname="", ips=pod.ips)
-        for sandbox in self.store.sandboxes_of(key):
-            container = sandbox.endpoint.container_id
-            if container.startswith(API_SANDBOX) and (wanted is None or container != wanted.container_id):
-                dirty.pods |= self.store.withdraw(sandbox.endpoint).pods
-        if wanted is not None and wanted not in (one.endpoint for one in self.store.sandboxes_of(key)):
-            touched = self.store.admit(wanted)
-            self._backlog.hasten(touched, key.namespace)
-            dirty.add(touched)
-        return dirty
-
-    def _is_of_others(self, pod: Pod) -> bool:
-        if self._wired_by_others is None:
-            return True
-        ours = any(not one.endpoint.container_id.startswith(API_SANDBOX) for one in self.store.sandboxes_of(pod.key))
-        return not ours and any(map(self._wired_by_others, pod.ips))
-
-
-def _has_network(pod: Pod) -> bool:
-    return bool(pod.ips) and not pod.host_network and pod.phase not in FINISHED
+        await self._admissions.committed()
