@@ -15,8 +15,6 @@ of the transaction that covers it. `stall` is what the agent's event loop was la
 import argparse
 import asyncio
 import itertools
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,22 +27,20 @@ import aiohttp
 import orjson
 from msgspec import Struct, structs
 
-from benchmarks import bed, workload
-from benchmarks.bed import Agent, progress
+from benchmarks import bed, wiring, workload
+from benchmarks.bed import progress
 from benchmarks.servers import Embedded
 from benchmarks.stats import summarise
+from benchmarks.wiring import Sandbox, WiringAgent
 from benchmarks.workload import Shape
 from netagent.cni import install
 from netagent.records import Kind
 
-UNDERLAY = "192.0.2.1"
-POOL = "10.254.0.0/16"
 APART_S = 0.03
 """Between two samples."""
 BACKOFF_CAP_S = 0.1
 """So that the agent spends its time on lists, not on waiting for the next one."""
 POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
-NODES = "/api/v1/nodes"
 PROBED = "ns-3"
 """Namespace of the policy that is changed; a local pod is in it."""
 
@@ -67,17 +63,10 @@ BULKS = (
 )
 
 
-class WiringAgent(Agent):
-    """An agent with a pod network and CNI, and with a meter of its event loop."""
+class MeteredAgent(WiringAgent):
+    """An agent with a meter of its event loop."""
 
     module = "benchmarks.stalls"
-
-    def __init__(self, kubeconfig: Path, root: Path) -> None:
-        self.socket = root / "run" / "cni.sock"
-        network = {"mode": "lease", "pools": [POOL], "backend": "host-gw", "interface": "underlay"}
-        cni = {"socket": str(self.socket), "bin_dir": "", "conf_dir": str(root / "net.d"), "chained": []}
-        api = {"kubeconfig": str(kubeconfig), "backoff_cap_s": BACKOFF_CAP_S}
-        super().__init__(kubeconfig, {"api": api, "network": network, "cni": cni})
 
     def stalls(self, since_s: float) -> list[float]:
         """Milliseconds of each, since a moment."""
@@ -106,7 +95,7 @@ class Watcher:
 class Bench:
     """One agent under one load after the other."""
 
-    def __init__(self, server: Embedded, agent: WiringAgent, watcher: Watcher, shape: Shape) -> None:
+    def __init__(self, server: Embedded, agent: MeteredAgent, watcher: Watcher, shape: Shape) -> None:
         self._shape = shape
         self._containers_of: dict[int, str] = {}
         """Number of a wired pod -> its container ID."""
@@ -174,24 +163,10 @@ class Bench:
         return await asyncio.to_thread(self._call, "ADD", number)
 
     def _call(self, command: str, number: int) -> float:
-        pod = workload.numbered_pod(self._shape, number)["metadata"]
-        conf = {"cniVersion": "1.0.0", "name": "bench", "type": "netagent", "socket": str(self._agent.socket)}
-        environ = {
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": self._containers_of[number],
-            "CNI_NETNS": f"/run/netns/pod{number}",
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": "/opt/cni/bin",
-            "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod['namespace']};K8S_POD_NAME={pod['name']}",
-        }
-        began_s = time.perf_counter()
-        done = subprocess.run(
-            [str(install.SHIM)], input=json.dumps(conf).encode(), env=environ, capture_output=True, check=False
-        )
-        took_ms = (time.perf_counter() - began_s) * 1e3
-        if done.returncode != 0:
-            raise RuntimeError(f"CNI {command}: {done.stdout.decode()} {done.stderr.decode()}")
-        return took_ms
+        pod = workload.numbered_pod(self._shape, number)
+        sandbox = Sandbox(self._containers_of[number], f"pod{number}", pod)
+        conf = {"type": "netagent", "socket": str(self._agent.socket)}
+        return wiring.call(install.SHIM, conf, command, sandbox)
 
 
 @asynccontextmanager
@@ -199,25 +174,18 @@ async def bench(shape: Shape, root: Path) -> AsyncIterator[Bench]:
     """A filled server, a synced agent, its pods wired."""
     async with Embedded() as server:
         begin_s = time.monotonic()
-        await server.load(shape)
-        status = {"addresses": [{"type": "InternalIP", "address": UNDERLAY}]}
-        await server.request("POST", NODES, {"metadata": {"name": workload.NODE}})
-        path = f"{NODES}/{workload.NODE}/status"
-        await server.request("PATCH", path, {"status": status}, "application/merge-patch+json")
+        await wiring.fill(server, shape)
         progress(f"{shape.pods} pods, {shape.policies} policies loaded in {time.monotonic() - begin_s:.1f} s")
         watcher = Watcher(server)
-        agent = WiringAgent(server.kubeconfig, root)
+        agent = MeteredAgent(server.kubeconfig, root, backoff_cap_s=BACKOFF_CAP_S)
         watching = asyncio.create_task(watcher.run())
         try:
             agent.start()
-            first = await agent.synced()
+            first = await agent.wires()
             progress(f"agent enforces {first['done_s'] - agent.started_s:.2f} s after its start")
             one = Bench(server, agent, watcher, shape)
-            while not agent.socket.exists():
-                agent.check()
-                await asyncio.sleep(0.05)
+            wiring.make_netns([f"pod{number}" for number in range(shape.local_pods)])
             for number in range(shape.local_pods):
-                bed.run("ip", "netns", "add", f"pod{number}")
                 await one.add(number)
             progress(f"{shape.local_pods} pods wired")
             yield one
@@ -246,10 +214,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     options = parser.parse_args()
     bed.isolate()
-    bed.run("ip", "link", "add", "underlay", "type", "veth", "peer", "name", "far")
-    bed.run("ip", "address", "add", f"{UNDERLAY}/24", "dev", "underlay")
-    for name in ("underlay", "far"):
-        bed.run("ip", "link", "set", name, "up")
+    wiring.add_underlay()
     shape = Shape(pods=5000, policies=1000, local_pods=20) if options.quick else Shape(pods=50_000, policies=10_000)
     figures = asyncio.run(measure(shape, 5 if options.quick else 15))
     bed.table(list(figures["series"].items()), figures["unit"])

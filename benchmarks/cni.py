@@ -1,165 +1,179 @@
-"""CNI ADD and DEL: netagent's plugin beside the reference plugins ptp + host-local, in the same run.
+"""CNI ADD and DEL: netagent, policy included, beside the reference plugins ptp and bridge, both with host-local.
 
-What is measured is what a container runtime waits for: start of the executable to its end, one pod after the other,
-IPv4, the two plugins taking turns. The agent is a process of its own whose policy gate answers at once, so this is the
-CNI path without the policy commit. Runs in private namespaces; needs root and Debian's containernetworking-plugins.
+What is measured is what a container runtime waits for: start of the executable to its end. Each plugin has a node of
+its own (a network namespace) on which 1, 50 or 110 pods stand while one more comes and goes (serial), or ten at once;
+the plugins take turns. netagent is the whole agent: it watches 10k pods and 1k policies in the lab's API server, and an
+ADD answers when the policies that select the pod are in the kernel. The others have no policy to wait for, and they
+masquerade nothing. IPv4.
 
-    python -m benchmarks.cni [--pods 50] [--quick] [--json FILE]
+    python -m benchmarks.cni [--quick] [--json FILE]
 """
 
 import argparse
 import asyncio
-import json
+import itertools
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from msgspec import structs
+import orjson
+from msgspec import Struct, structs
 
-from benchmarks import bed
+from benchmarks import bed, wiring, workload
+from benchmarks.bed import progress
+from benchmarks.servers import Embedded
 from benchmarks.stats import summarise
-from netagent.agent.cni import CniServer
+from benchmarks.wiring import Sandbox, WiringAgent
+from benchmarks.workload import Object, Shape
 from netagent.cni import install
-from netagent.config import CniConfig
-from netagent.disk.allocations import Allocations
-from netagent.ports import PodNetState
-from netagent.records import Endpoint
+from netagent.kernel.netns import CLONE_NEWNET
+from netagent.lab.namespaces import setns
 
-REFERENCE_DIR = Path("/usr/lib/cni")
-START_DEADLINE_S = 30.0
-Times = dict[str, dict[str, list[float]]]
-"""Plugin -> command -> milliseconds."""
-
-
-class OpenGate:
-    """Policy that is always in force already."""
-
-    async def admit(self, endpoint: Endpoint) -> None:
-        pass
-
-    def withdraw(self, endpoint: Endpoint) -> None:
-        pass
-
-    def restore(self, endpoints: tuple[Endpoint, ...]) -> None:
-        pass
+STANDING = (1, 50, 110)
+"""Pods on the node."""
+AT_ONCE = 10
+PODS = STANDING[-1] + AT_ONCE
+"""Network namespaces of each plugin."""
+WARM_UP = 2
+"""Rounds that do not count."""
+MTU = 1450
 
 
-class FixedNet:
-    """A pod network with one subnet."""
+class Rounds(Struct, frozen=True):
+    """How often a pod comes and goes beside the standing ones, and how often ten do."""
 
-    def state(self) -> PodNetState:
-        return PodNetState(subnets=("10.80.0.0/24",), mtu=1450)
-
-
-def serve(root: Path) -> None:
-    """The agent process."""
-    config = CniConfig(socket=str(root / "run" / "cni.sock"), bin_dir="", conf_dir=str(root / "net.d"), chained=())
-    server = CniServer(config, pod_net=FixedNet(), policy=OpenGate(), store=Allocations(root / "state"))
-    asyncio.run(server.run())
+    serial: int
+    at_once: int
 
 
-def call(executable: Path, command: str, name: str, conf: bytes) -> float:
-    """Duration of one execution in milliseconds."""
-    environ = {
-        "CNI_COMMAND": command,
-        "CNI_CONTAINERID": name,
-        "CNI_NETNS": f"/run/netns/{name}",
-        "CNI_IFNAME": "eth0",
-        "CNI_PATH": str(REFERENCE_DIR),
-        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name}",
-    }
-    started_s = time.perf_counter()
-    done = subprocess.run([str(executable)], input=conf, env=environ, capture_output=True, check=False)
-    duration_ms = (time.perf_counter() - started_s) * 1e3
-    if done.returncode != 0:
-        raise SystemExit(f"{executable.name} {command} {name}: {done.stdout.decode()} {done.stderr.decode()}")
-    return duration_ms
+class Node:
+    """One plugin and its pods."""
+
+    def __init__(self, name: str, executable: Path, conf: Object, shape: Shape, netns: int) -> None:
+        """`netns`: descriptor of the network namespace that is the node."""
+        self.name = name
+        self._executable, self._conf, self._shape = executable, conf, shape
+        # A thread's children are where the thread is.
+        self.pool = ThreadPoolExecutor(AT_ONCE, initializer=setns, initargs=(netns, CLONE_NEWNET))
+        self._containers = itertools.count()
+        self._sandboxes: dict[int, Sandbox] = {}
+        """Of a pod's number."""
+        self.found: dict[str, list[float]] = {}
+
+    def netns(self, number: int) -> str:
+        """Of a pod."""
+        return f"{self.name.partition('+')[0]}-{number}"
+
+    async def call(self, command: str, numbers: range) -> list[float]:
+        """Milliseconds of each, all at once."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(self.pool, self._call, command, one) for one in numbers))
+
+    def _call(self, command: str, number: int) -> float:
+        if command == "ADD":
+            pod = workload.numbered_pod(self._shape, number)
+            self._sandboxes[number] = Sandbox(f"c{next(self._containers)}", self.netns(number), pod)
+        return wiring.call(self._executable, self._conf, command, self._sandboxes[number])
 
 
-def netns_name(plugin: str, number: int) -> str:
-    return f"{plugin[:3]}{number}"
+@contextmanager
+def nodes(root: Path, socket: Path, shape: Shape) -> Iterator[list[Node]]:
+    """netagent's node is where the agent runs; the others are beside it."""
+    with ExitStack() as stack:
+
+        def node(name: str, netns: str, executable: Path, **conf: Any) -> Node:
+            descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            made = Node(name, executable, {"type": executable.name, **conf}, shape, descriptor)
+            stack.callback(made.pool.shutdown)
+            wiring.make_netns([made.netns(number) for number in range(PODS)])
+            return made
+
+        def reference(plugin: str, **conf: Any) -> Node:
+            bed.run("ip", "netns", "add", plugin)
+            bed.run("ip", "-n", plugin, "link", "set", "lo", "up")
+            ranges, routes = [[{"subnet": "10.81.0.0/24"}]], [{"dst": "0.0.0.0/0"}]
+            ipam = {"type": "host-local", "dataDir": str(root / plugin), "ranges": ranges, "routes": routes}
+            executable = wiring.PLUGINS_DIR / plugin
+            return node(f"{plugin}+host-local", f"/run/netns/{plugin}", executable, mtu=MTU, ipam=ipam, **conf)
+
+        ours = node("netagent", "/proc/self/ns/net", install.SHIM, socket=str(socket))
+        yield [ours, reference("ptp"), reference("bridge", bridge="cni0", isGateway=True)]
 
 
-def measure(root: Path, pods: int) -> Times:
-    """All ADDs, then all DELs; the plugins take turns."""
-    common: dict[str, object] = {"cniVersion": "1.0.0", "name": "bench"}
-    ranges = [[{"subnet": "10.81.0.0/24"}]]
-    ipam = {"type": "host-local", "dataDir": str(root / "hl"), "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]}
-    plugins: dict[str, tuple[Path, dict[str, object]]] = {
-        "netagent": (install.SHIM, common | {"type": "netagent", "socket": str(root / "run" / "cni.sock")}),
-        "ptp+host-local": (REFERENCE_DIR / "ptp", common | {"type": "ptp", "mtu": 1450, "ipam": ipam}),
-    }
-    for prefix in plugins:
-        for number in range(pods + 1):
-            subprocess.run(["ip", "netns", "add", netns_name(prefix, number)], check=True)
-    times: Times = {plugin: {"ADD": [], "DEL": []} for plugin in plugins}
-    for command in ("ADD", "DEL"):
-        for number in range(pods + 1):
-            for plugin, (executable, conf) in plugins.items():
-                duration_ms = call(executable, command, netns_name(plugin, number), json.dumps(conf).encode())
-                if number:  # the first one warms the caches
-                    times[plugin][command].append(duration_ms)
-    return times
+@asynccontextmanager
+async def agent(shape: Shape, root: Path) -> AsyncIterator[WiringAgent]:
+    """An agent that takes calls, at a filled API server."""
+    async with Embedded() as server:
+        await wiring.fill(server, shape)
+        one = WiringAgent(server.kubeconfig, root)
+        try:
+            one.start()
+            await one.wires()
+            progress(f"the agent wires pods; {shape.pods} pods, {shape.policies} policies")
+            yield one
+        finally:
+            one.close()
 
 
-def summary(times: Times) -> dict[str, Any]:
-    """Plugin and command -> figures."""
-    series = {
-        f"{plugin} {command}": structs.asdict(summarise(values))
-        for plugin, commands in times.items()
-        for command, values in commands.items()
-    }
+async def measure(shape: Shape, rounds: Rounds) -> dict[str, Any]:
+    """All figures."""
+    with tempfile.TemporaryDirectory() as text:
+        async with agent(shape, Path(text)) as one:
+            with nodes(Path(text), one.socket, shape) as plugins:
+                found = [await beside(plugins, *pods, rounds) for pods in itertools.pairwise((0, *STANDING))]
+    series = {name: structs.asdict(summarise(values)) for some in found for name, values in some.items()}
     return {"unit": "ms", "series": series}
 
 
-def isolate() -> None:
-    """Start again in private namespaces, unless that was done."""
-    if os.environ.get("NETAGENT_BENCH_ISOLATED"):
-        return
-    os.environ["NETAGENT_BENCH_ISOLATED"] = "1"
-    setup = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir /run/netns && ip link set lo up"
-    again = ["sh", "-c", f'{setup} && exec "$@"', "sh", sys.executable, *sys.orig_argv[1:]]
-    os.execvp("unshare", ["unshare", "-n", "-m", *again])  # noqa: S606 - no shell reads what the user typed
+async def beside(plugins: list[Node], before: int, standing: int, rounds: Rounds) -> dict[str, list[float]]:
+    """Samples beside a number of pods, of which some stand already."""
+    for plugin in plugins:
+        for number in range(before, standing):
+            await plugin.call("ADD", range(number, number + 1))
+    found: dict[str, list[float]] = {}
+    for title, at_once, count in (("serial", 1, rounds.serial), (f"{AT_ONCE} at once", AT_ONCE, rounds.at_once)):
+        await turns(plugins, range(standing, standing + at_once), count)
+        for plugin in plugins:
+            found |= {f"{standing} pods, {title}, {plugin.name}: {what}": some for what, some in plugin.found.items()}
+    progress(f"{standing} pods on the node")
+    return found
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + START_DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline_s:
-            raise SystemExit("the agent does not come up")
-        time.sleep(0.02)
+async def turns(plugins: list[Node], numbers: range, count: int) -> None:
+    """Pods come and go; the plugins take turns."""
+    for plugin in plugins:
+        plugin.found = {"ADD": [], "DEL": []}
+    for turn in range(WARM_UP + count):
+        for plugin in plugins:
+            for command, values in plugin.found.items():
+                took_ms = await plugin.call(command, numbers)
+                if turn >= WARM_UP:
+                    values.extend(took_ms)
 
 
-def main() -> None:
+def main() -> int:
+    """Run and print; write JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pods", type=int, default=50, help="pods of each plugin")
-    parser.add_argument("--quick", action="store_true", help="10 pods")
+    parser.add_argument("--quick", action="store_true", help="a smaller cluster, fewer pods come and go")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
-    arguments = parser.parse_args()
-    if not (REFERENCE_DIR / "ptp").exists():
-        raise SystemExit(f"{REFERENCE_DIR}/ptp is missing: apt install containernetworking-plugins")
-    isolate()
-    with tempfile.TemporaryDirectory() as text:
-        root = Path(text)
-        agent = os.fork()
-        if agent == 0:
-            serve(root)
-        try:
-            wait_until((root / "run" / "cni.sock").exists)
-            figures = summary(measure(root, 10 if arguments.quick else arguments.pods))
-        finally:
-            os.kill(agent, signal.SIGKILL)
-            os.waitpid(agent, 0)
+    options = parser.parse_args()
+    if not (wiring.PLUGINS_DIR / "ptp").exists():
+        raise SystemExit(f"{wiring.PLUGINS_DIR}/ptp is missing: apt install containernetworking-plugins")
+    bed.isolate()
+    wiring.add_underlay()
+    shape = Shape(pods=1000 if options.quick else 10_000, policies=1000, local_pods=PODS)
+    figures = asyncio.run(measure(shape, Rounds(10, 2) if options.quick else Rounds(100, 20)))
     bed.table(list(figures["series"].items()), figures["unit"])
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=1))
+    if options.json:
+        Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
