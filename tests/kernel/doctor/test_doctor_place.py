@@ -44,6 +44,9 @@ def test_policy_only_needs_somebody_elses_plugin(bed: DoctorBed) -> None:
     bed.set("network", mode="off")
     bed.set("cni", enabled=False)
     assert bed.levels() == {"cni.order": "warning"}
+    bed.set("cni", enabled=False, conf_dir=str(bed.home / "not-mounted"))
+    assert bed.levels() == {"cni.order": "unknown"}
+    bed.set("cni", conf_dir=str(bed.home / "net.d"))
     bed.conf("10-calico.conflist", "calico")
     assert bed.levels() == {}
 

@@ -15,6 +15,7 @@ from netagent.disk.atomic import DiskError, read_bounded
 from netagent.kernel import host
 
 CONNECT_TIMEOUT_S = 5.0
+ON_NODE = "run it on the node"
 NEEDS_ROOT = "run it as root, or in the agent's pod"
 
 
@@ -65,7 +66,10 @@ def examine(config: Config, presence: Presence, parts: Mapping[str, str]) -> Ite
     except OSError as error:
         found.append(unknown("cni.order", f"{config.cni.conf_dir}: {error.strerror}", NEEDS_ROOT))
     else:
-        found += placechecks.cni_configs(files, config, running=presence.running)
+        if config.cni.enabled or Path(config.cni.conf_dir).exists():
+            found += placechecks.cni_configs(files, config, running=presence.running)
+        else:  # the pod of a policy-only agent does not mount it
+            found.append(unknown("cni.order", f"{config.cni.conf_dir} is not there, or not mounted here", ON_NODE))
     if config.cni.enabled and config.cni.bin_dir:
         found.append(_executable(Path(config.cni.bin_dir) / EXECUTABLE, running=presence.running))
     return found
