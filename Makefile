@@ -5,6 +5,7 @@ PY       = $(VENV)/bin/python
 SHIM     = src/netagent/cni/netagent-cni
 PACKAGES = python3 python3-venv python3-nftables gcc libc6-dev iproute2 nftables iptables conntrack iputils-ping \
            containernetworking-plugins iperf3 ipset curl chromium
+PYTHONS  = src tests benchmarks $(shell grep -l '^\#!.*python3' scripts/*)
 DIR     ?= tests/netpol
 CASES   ?=
 
@@ -28,8 +29,8 @@ demo: setup
 	$(PY) -m netagent lab demo
 
 lint: setup
-	$(VENV)/bin/ruff check src tests benchmarks
-	$(VENV)/bin/ruff format --check src tests benchmarks
+	$(VENV)/bin/ruff check $(PYTHONS)
+	$(VENV)/bin/ruff format --check $(PYTHONS)
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
