@@ -13,7 +13,7 @@ from netagent.core.store import Dirty
 from netagent.records import Key, Kind, NetworkPolicy
 from support import words
 from support.histories import Admitted, State, Step, decided, new_compiler, states, steps, take
-from support.words import pods, policy, rule, selector
+from support.words import namespaces, pods, policy, rule, selector
 from unit.test_compiler import elements, local
 from unit.test_compiler_histories import facts
 
@@ -202,3 +202,66 @@ def test_who_had_an_address_leaves_the_peers_no_later_than_its_next_owner_enters
     compiler.update(backlog.take().dirty)
     assert '"napafter" . 10.0.0.9' in elements(compiler, "source4")
     assert set(elements(compiler, peers)) == set()
+
+
+def watched(*before: Any) -> tuple[Compiler, str]:
+    """A local pod x/db that admits app=web of its namespace, and the peer set for that."""
+    compiler = new_compiler()
+    server, sandbox = local("x/db", "10.0.0.1", labels={"app": "db"})
+    admits = policy("x/p", selector(app="db"), ingress=[rule([pods(app="web")])])
+    drained(
+        compiler, filled(compiler, words.put(server), Admitted(sandbox), words.put(admits), *map(words.put, before))
+    )
+    (peers,) = (name for name in compiler.ruleset.sets if name.startswith("p4_"))
+    return compiler, peers
+
+
+@pytest.mark.parametrize("becomes", ["moved", "declares other ports"])
+def test_a_policy_that_overtakes_a_change_of_its_peer_leaves_nothing_of_what_the_peer_was(becomes: str) -> None:
+    ip, number = ("10.0.0.8", 80) if becomes == "moved" else ("10.0.0.9", 81)
+    web = words.pod("x/web", "10.0.0.9", labels={"app": "web"}, ports=[("http", 80, "TCP")], node="node-1")
+    after = words.pod("x/web", ip, labels={"app": "web"}, ports=[("http", number, "TCP")], node="node-1", uid="other")
+    compiler, peers = watched(web, words.namespace("x"))
+    api, sandbox = local("y/api", "10.0.0.2")
+    named = policy("x/q", selector(app="db"), egress=[rule([pods(app="web")], [words.port("http")])])
+    drained(compiler, filled(compiler, words.put(named), words.put(api), Admitted(sandbox)))
+    anywhere = namespaces(selector(), selector(app="web"))
+    overtakes = policy("y/r", ingress=[rule([anywhere])], egress=[rule([anywhere], [words.port("http")])])
+    drained(compiler, filled(compiler, words.put(after), *crowd(MANY), words.put(overtakes)))
+    fresh = new_compiler()
+    drained(fresh, filled(fresh, *every_step(compiler)))
+    assert set(elements(compiler, peers)) == {ip}
+    assert facts(compiler)["sets"] == facts(fresh)["sets"]
+
+
+def every_step(compiler: Compiler) -> list[Step]:
+    """What leads to a compiler's view."""
+    store = compiler.store
+    records = [*store.namespaces.values(), *store.pods.values(), *store.policies.values()]
+    return [*map(words.put, records), *(Admitted(one.endpoint) for one in store.sandboxes.values())]
+
+
+def test_a_relabelled_namespace_does_not_bring_in_an_address_before_its_last_owner_leaves() -> None:
+    web = words.pod("x/web", "10.0.0.9", labels={"app": "web"}, node="node-1")
+    compiler, peers = watched(web)
+    take(compiler.store, words.put(words.namespace("small")))
+    backlog = filled(compiler, words.gone(web), *crowd(MANY))
+    backlog.add(take(compiler.store, words.put(words.pod("small/heir", "10.0.0.9", node="node-1"))))
+    for step in crowd(module.NEWEST + 1, "later"):
+        backlog.add(take(compiler.store, step))
+    backlog.add(take(compiler.store, words.put(words.namespace("small", a="1"))))
+    entered = False
+    while backlog and not entered:
+        portion = backlog.take()
+        compiler.update(portion.dirty)
+        entered = Key("small", "heir") in portion.dirty.pods
+    assert entered
+    assert set(elements(compiler, peers)) == set()
+
+
+def test_addresses_that_nobody_owns_are_not_remembered() -> None:
+    web = [words.pod(f"x/web{number}", f"10.0.9.{number}", labels={"app": "web"}) for number in range(9)]
+    compiler, _ = watched(*web)
+    backlog = filled(compiler, *map(words.gone, web))
+    drained(compiler, backlog)
+    assert not backlog._left

@@ -176,12 +176,11 @@ class Backlog:
         rest = self._rest.pop(name, None)
         if rest is None:
             rest = list(self._store.pods_of(name))
+        self._take_pods(portion, rest[:RELABELLED_AT_ONCE])
         if len(rest) > RELABELLED_AT_ONCE:
             self._rest[name] = rest[RELABELLED_AT_ONCE:]
-            portion.dirty.pods.update(rest[:RELABELLED_AT_ONCE])
-            return
-        portion.dirty.pods.update(rest)
-        self._take_namespace(portion, name)
+        else:
+            self._take_namespace(portion, name)
 
     # Taking out
 
@@ -203,7 +202,7 @@ class Backlog:
             self._arrived(portion, Kind.POD, (self._pods.pop(key, 0.0),))
             portion.dirty.pods.add(key)
             for ip in self._compiler.peer_ips(key):
-                self._left.get(ip, set()).discard(key)
+                self._forget_left(ip, key)
             for ip in self._store.owned_ips(key):
                 due += self._left.pop(ip, ())
 
@@ -224,6 +223,13 @@ class Backlog:
         for ip in self._compiler.peer_ips(key):
             if self._store.owner(ip) != key:
                 self._left.setdefault(ip, set()).add(key)
+
+    def _forget_left(self, ip: str, key: Key) -> None:
+        keys = self._left.get(ip)
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._left[ip]
 
     def _weight(self) -> int:
         weight = len(self._pods) + POLICY_WEIGHT * self._policy_count

@@ -162,6 +162,8 @@ class PeerSets:
             before = self._pods.get(pod)
             peers = before.peers | {peer} if before else frozenset((peer,))
             matched = _Matched(peers, self._store.owned_ips(pod), self._store.pods[pod].ports)
+            if before is not None and (before.ips, before.ports) != (matched.ips, matched.ports):
+                continue  # it changed and comes later: `pod_changed` must know what it gave to the sets until then
             if matched.ips:
                 self._pods[pod] = matched
                 active.pods[pod] = None
