@@ -126,6 +126,7 @@ def policies(shape: Shape) -> Iterator[Object]:
 def numbered_policy(shape: Shape, number: int) -> Object:
     """The policy of a number."""
     round_, home = divmod(number, shape.namespaces)
+    network = f"172.{16 + round_ % 16}.{home % 256}"
     peers = (
         [{"podSelector": {"matchLabels": {"tier": TIERS[round_ % len(TIERS)]}}}],
         [
@@ -134,7 +135,7 @@ def numbered_policy(shape: Shape, number: int) -> Object:
                 "podSelector": {"matchLabels": {"app": f"app-{round_ % APPS}"}},
             }
         ],
-        [{"ipBlock": {"cidr": f"172.{16 + round_ % 16}.{home % 256}.0/24", "except": [f"172.16.{home % 256}.8/29"]}}],
+        [{"ipBlock": {"cidr": f"{network}.0/24", "except": [f"{network}.8/29"]}}],
     )[round_ % 3]
     port = {"protocol": "TCP", "port": PORTS[round_ % len(PORTS)]}
     return policy(
