@@ -10,7 +10,7 @@ from netagent.core import backlog as module
 from netagent.core.backlog import PORTION, READ_AT_ONCE, RELABELLED_AT_ONCE, Backlog
 from netagent.core.compiler import Compiler
 from netagent.core.store import Dirty
-from netagent.records import Key, Kind, NetworkPolicy
+from netagent.records import Key, Kind, NetworkPolicy, Record
 from support import words
 from support.histories import Admitted, State, Step, decided, new_compiler, states, steps, take
 from support.words import namespaces, pods, policy, rule, selector
@@ -204,7 +204,7 @@ def test_who_had_an_address_leaves_the_peers_no_later_than_its_next_owner_enters
     assert set(elements(compiler, peers)) == set()
 
 
-def watched(*before: Any) -> tuple[Compiler, str]:
+def watched(*before: Record) -> tuple[Compiler, str]:
     """A local pod x/db that admits app=web of its namespace, and the peer set for that."""
     compiler = new_compiler()
     server, sandbox = local("x/db", "10.0.0.1", labels={"app": "db"})
@@ -237,7 +237,7 @@ def test_a_policy_that_overtakes_a_change_of_its_peer_leaves_nothing_of_what_the
 def every_step(compiler: Compiler) -> list[Step]:
     """What leads to a compiler's view."""
     store = compiler.store
-    records = [*store.namespaces.values(), *store.pods.values(), *store.policies.values()]
+    records: list[Record] = [*store.namespaces.values(), *store.pods.values(), *store.policies.values()]
     return [*map(words.put, records), *(Admitted(one.endpoint) for one in store.sandboxes.values())]
 
 

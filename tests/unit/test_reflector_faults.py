@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import random
 import time
 import types
@@ -125,6 +126,31 @@ async def test_in_an_hour_of_failures_the_server_is_asked_seldom(
 
 
 # Slow and large answers
+
+
+async def test_a_collection_too_large_for_one_answer_is_listed_though_tokens_expire_early(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = [pod(f"p{index:02}", "1", padding="x" * 100) for index in range(32)]
+    monkeypatch.setattr("netagent.kube.client.MAX_ANSWER_BYTES", len(json.dumps(page("9", *everything))) - 1)
+    served = itertools.count()
+
+    def forgetful(query: dict[str, str]) -> Any:
+        """A snapshot is remembered for four pages."""
+        nonlocal served
+        start = int(query.get("continue", "0"))
+        served = itertools.count() if not start else served
+        if next(served) >= 4:
+            return failure(410, "Expired")
+        limit = int(query.get("limit", len(everything)))
+        left = len(everything) > start + limit
+        return page("9", *everything[start : start + limit], token=str(start + limit) if left else "")
+
+    server.lists = [forgetful]
+    async with reflecting(server, tmp_path, page_size=4, backoff_cap_s=0.05) as observed:
+        await until(lambda: "listed" in observed.said(), lambda: str(server.list_queries))
+    assert len([query for query in server.list_queries if "limit" not in query]) <= 1, "in vain, and dear"
+    assert {f"+{one['metadata']['name']}" for one in everything} <= set(observed.said())
 
 
 async def test_a_page_that_takes_too_long_is_asked_for_in_smaller_ones(server: ScriptedServer, tmp_path: Path) -> None:
