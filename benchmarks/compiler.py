@@ -121,7 +121,7 @@ def rss_mb() -> float:
 
 def pod_relabelled(shape: Shape, number: int) -> Upserted:
     """A remote pod that local policies admit by its tier turns it, and turns it back in the next."""
-    obj = workload.numbered_pod(shape, (1 + number // 2) * 4 + shape.local_pods)
+    obj = workload.numbered_pod(shape, (number + 1) // 2 * 4 + shape.local_pods)
     if number % 2:
         obj["metadata"]["labels"]["tier"] = "none"
     return workload.upserted(Kind.POD, obj)
@@ -134,14 +134,14 @@ def pod_untouched(shape: Shape, number: int) -> Upserted:
 
 def namespace_relabelled(shape: Shape, number: int) -> Upserted:
     """A namespace joins another team, and comes back in the next."""
-    home = number // 2 % shape.namespaces
+    home = (number + 1) // 2 % shape.namespaces
     team = f"team-{(home + number % 2) % workload.TEAMS}"
     return workload.upserted(Kind.NAMESPACE, workload.namespace(f"ns-{home}", team=team))
 
 
 def policy_edited(shape: Shape, number: int) -> Upserted:
     """A policy of local pods gets another port, and loses it in the next."""
-    obj = workload.numbered_policy(shape, number // 2 % shape.namespaces)
+    obj = workload.numbered_policy(shape, (number + 1) // 2 % shape.namespaces)
     if number % 2:
         obj["spec"]["ingress"][0]["ports"].append({"protocol": "TCP", "port": 9999})
     return workload.upserted(Kind.NETWORK_POLICY, obj)

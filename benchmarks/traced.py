@@ -1,9 +1,9 @@
 """The agent with stopwatches: `python -m benchmarks.traced FILE agent ...` is `netagent agent ...`, a line per commit.
 
-A commit is described by the seconds that its parts took (`decode` and `store` since the commit before it, of all
-changes; `compile`, `diff`, `commit` of its own), by when its transaction began and when it ended (`running_s`,
-`done_s`, monotonic) and by the changes it covers whose object is named `probe...`: kind, name, when its bytes had
-arrived, when it was in the store. Commits without a transaction are written down only where they cover such a change.
+A commit is described by the seconds that its parts took (`decode`, `store`, `compile` since the commit before it, of
+all changes; `diff`, `commit` of its own), by when its transaction began and when it ended (`running_s`, `done_s`,
+monotonic) and by the changes it covers whose object is named `probe...`: kind, name, when its bytes had arrived, when
+it was in the store. Commits without a transaction are written down only where they cover such a change.
 """
 
 import functools
@@ -42,6 +42,7 @@ class Stopwatches:
         """Wrap the agent's functions."""
         decode.record = self._timed("decode", decode.record)
         Compiler.update = self._compile(Compiler.update)  # type: ignore[method-assign]
+        setattr(Compiler, "read", self._timed("compile", Compiler.read))  # noqa: B010
         for name in ("take", "whole"):
             setattr(Ruleset, name, self._timed("diff", getattr(Ruleset, name)))
         for name in ("render", "replacement", "elements_alone"):
@@ -105,7 +106,7 @@ class Stopwatches:
             self._transactions, self._whole = 0, False
             await commit(plane, *arguments)
             done_s = time.monotonic()
-            own = {stage: self._spent.pop(stage, 0.0) for stage in ("compile", "diff", "commit")}
+            own = {stage: self._spent.pop(stage, 0.0) for stage in ("diff", "commit")}
             if self._transactions or marks:
                 line = {
                     "marks": marks,
@@ -115,6 +116,7 @@ class Stopwatches:
                     "running_s": self._running_s if self._transactions else done_s,
                     "decode": before["decode"],
                     "store": before["store"],
+                    "compile": before["compile"],
                     **own,
                 }
                 self._output.write(orjson.dumps(line) + b"\n")
