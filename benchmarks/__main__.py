@@ -4,6 +4,7 @@ python -m benchmarks [NAME ...] [--quick] [--json FILE]
 """
 
 import argparse
+import os
 import platform
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+
+from benchmarks.bed import ROOT
 
 NAMES = (
     "apply",
@@ -40,20 +43,23 @@ def main() -> int:
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    results: dict[str, Any] = {"machine": machine(), "benchmarks": {}}
+    results: dict[str, Any] = {"machine": machine(), "quick": options.quick, "benchmarks": {}}
+    took_s: dict[str, float] = {}
     failed = []
     for name in options.names:
         print(f"\n== {name}", flush=True)
         begin_s = time.monotonic()
         figures = run(name, quick=options.quick)
+        took_s[name] = round(time.monotonic() - begin_s, 1)
         if figures is None:
             failed.append(name)
         else:
-            results["benchmarks"][name] = figures | {"took_s": round(time.monotonic() - begin_s, 1)}
-    if options.json:
-        Path(options.json).write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+            results["benchmarks"][name] = figures | {"took_s": took_s[name]}
+        if options.json:  # what there is, in case that a later one never ends
+            Path(options.json).write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    print("\n== took")
+    for name, one_s in {**took_s, "all": sum(took_s.values())}.items():
+        print(f"{name:12}{one_s:8.1f} s" + ("  failed" if name in failed else ""))
     return 1 if failed else 0
 
 
@@ -71,16 +77,27 @@ def machine() -> dict[str, Any]:
     """Where and of what the figures are."""
     model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     memory = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "0")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "cpu": model,
         "cores": sum(line.startswith("processor") for line in _lines("/proc/cpuinfo")),
         "memory_gb": round(int(memory) / 1e6, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
+        "nftables": said("nft", "--version"),
+        "reference_plugins": said("dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins"),
+        "kube_apiserver": said(str(Path(os.environ.get("KUBEBUILDER_ASSETS", "/")) / "kube-apiserver"), "--version"),
+        "commit": said("git", "describe", "--always", "--dirty", "--exclude", "*"),
         "load": _lines("/proc/loadavg")[0].split()[0],
     }
+
+
+def said(*command: str) -> str:
+    """First line of a program's output; "none" where there is no such program."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return done.stdout.strip().partition("\n")[0]
 
 
 def _lines(path: str) -> list[str]:

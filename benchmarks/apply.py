@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from benchmarks import bed
 from benchmarks.stats import summarise
 from netagent.lab import demo
 from netagent.lab.cluster import Lab
@@ -101,12 +102,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
-    result = asyncio.run(measure(10 if options.quick else CHANGES))
-    print(f"{'':48}{'median':>9}{'p95':>9}{'p99':>9}{'max':>9}   n")
-    for name, one in result["series"].items():
-        figures = "".join(f"{one[key]:9.1f}" for key in ("median", "p95", "p99", "max"))
-        print(f"{name:48}{figures}{one['samples']:4.0f}")
-    print(f"{'agent RSS, MB':48}{result['agent_rss_mb']:9.1f}")
+    result = asyncio.run(measure(6 if options.quick else CHANGES))
+    bed.table(list(result["series"].items()), result["unit"])
+    print(f"largest agent: {result['agent_rss_mb']:.1f} MB")
     if options.json:
         Path(options.json).write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
 

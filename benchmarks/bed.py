@@ -15,6 +15,7 @@ from typing import Any, Self
 import orjson
 from msgspec import Struct
 
+from benchmarks.stats import P99_SAMPLES
 from benchmarks.workload import NODE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,5 +280,8 @@ def table(rows: Sequence[tuple[str, dict[str, float]]], unit: str) -> None:
     width = max((len(name) for name, _ in rows), default=0) + 2
     print(f"{unit:{width}}{'median':>10}{'p95':>10}{'p99':>10}{'max':>10}     n")
     for name, one in rows:
-        figures = "".join(f"{one[key]:10.2f}" for key in ("median", "p95", "p99", "max"))
-        print(f"{name:{width}}{figures}{one['samples']:6.0f}", flush=True)
+        p99 = f"{one['p99']:10.2f}" if one["samples"] >= P99_SAMPLES else f"{'-':>10}"
+        print(
+            f"{name:{width}}{one['median']:10.2f}{one['p95']:10.2f}{p99}{one['max']:10.2f}{one['samples']:6.0f}",
+            flush=True,
+        )

@@ -23,7 +23,7 @@ from benchmarks.workload import Shape
 
 RATES = (0, 50, 200, 1000)
 SHARE = 0.01
-REST_S = 1.0
+REST_S = 0.5
 """After a change of the rate, before the clock runs."""
 
 
@@ -63,7 +63,7 @@ def main() -> int:
     options = parser.parse_args()
     bed.isolate()
     size = Shape(pods=2000 if options.quick else 10_000, policies=1000)
-    figures = asyncio.run(measure(size, 2 if options.quick else 5, 1.0 if options.quick else 5.0))
+    figures = asyncio.run(measure(size, 1 if options.quick else 5, 1.5 if options.quick else 5.0))
     bed.table(list(figures["series"].items()), figures["unit"])
     if options.json:
         Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))

@@ -24,7 +24,7 @@ from benchmarks.workload import Shape
 
 SIZES = (0, 1000, 10_000, 100_000)
 QUICK_SIZES = (0, 1000, 10_000)
-CYCLES, QUICK_CYCLES = 20, 4
+CYCLES, QUICK_CYCLES = 20, 3
 CYCLE_PODS, QUICK_CYCLE_PODS = 10_000, 1000
 BASE_PODS = 1000
 """That stay through all cycles."""

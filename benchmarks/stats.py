@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+P99_SAMPLES = 100
+"""Of fewer, the nearest rank of p99 is the largest sample: what is printed is the largest, and no p99."""
+
 
 class Summary(Struct, frozen=True, kw_only=True):
     """Of one series, in its unit."""

@@ -30,7 +30,7 @@ def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" '
         f'font-size="12"><rect width="{WIDTH}" height="{height}" fill="white"/>'
         f'<text x="8" y="18" font-size="14" font-weight="bold">{escape(title)}</text>'
-        f'<text x="8" y="35" fill="#555">{escape(unit)}; dark: median, light: p99</text>'
+        f'<text x="8" y="35" fill="#555">{escape(unit)}; dark: median, light: p99 (of few samples, the largest)</text>'
     )
     return head + "".join(_rows(rows, room / end, room)) + "</svg>\n"
 
