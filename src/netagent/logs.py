@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from netagent.config import LogConfig
+from netagent.printable import one_line
 
 LEVELS = ("debug", "info", "warning", "error")
 KEPT = 1000
@@ -47,13 +48,6 @@ class TextLines(logging.Formatter):
 
     def formatException(self, info: Any) -> str:
         return textwrap.indent(super().formatException(info), "    ", lambda _: True)
-
-
-def one_line(text: str) -> str:
-    """The text with everything unprintable escaped: names and messages from outside may hold line ends."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class Recent(logging.Handler):

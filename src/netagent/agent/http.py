@@ -14,8 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from netagent.agent.health import Health
 from netagent.agent.pages import as_json
 from netagent.config import HttpConfig
-from netagent.logs import one_line
 from netagent.ports import NetagentError
+from netagent.printable import one_line
 
 log = logging.getLogger(__name__)
 

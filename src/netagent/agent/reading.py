@@ -18,6 +18,7 @@ from netagent.agent.pages import as_json
 from netagent.agent.sync import Dataplane
 from netagent.core.tabletext import Difference, Snapshot, Table, compare, desired, listed, snapshot, text
 from netagent.ports import NftError
+from netagent.printable import one_line
 
 COMMIT_WAIT_S = 2.0
 """How long a reading waits for changes on their way to the kernel."""
@@ -190,7 +191,9 @@ def lines(difference: Difference, notes: tuple[str, ...]) -> list[str]:
         head = f"the kernel lacks {difference.lacks} and has {difference.extra} too much"
     left_out = difference.lacks + difference.extra - len(difference.mismatches)
     more = [f"and {left_out} more"] if left_out else []
-    return [head, *(f"note: {note}" for note in notes), *map(str, difference.mismatches), *more]
+    return [
+        one_line(line) for line in (head, *(f"note: {note}" for note in notes), *map(str, difference.mismatches), *more)
+    ]
 
 
 async def _caught_up(dataplane: Dataplane) -> bool:

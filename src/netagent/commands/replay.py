@@ -22,6 +22,7 @@ from netagent.core.parties import Cluster, Question, QuestionError, parse_questi
 from netagent.core.replay import FORMAT, TOP, About, Replayed, Situation, View, replay
 from netagent.core.tabletext import Difference, Table, compare, desired, listed, snapshot, text
 from netagent.ports import NetagentError
+from netagent.printable import one_line
 
 MEMBER_BYTES = 1 << 28
 """A larger file in the archive is refused: the kernel's table of 200,000 elements has some 30 MB."""
@@ -196,18 +197,18 @@ def _print_answers(answers: list[explain.Explanation], *, as_json: bool) -> None
 
 def _print_text(dump: _Dump, wanted: Table, difference: Difference | None, *, quiet: bool) -> None:
     about = dump.about
-    print(f"node {about.node} at {_time(about.at_s)}, netagent {about.version}: {_words(wanted.sizes())}")
+    print(one_line(f"node {about.node} at {_time(about.at_s)}, netagent {about.version}: {_words(wanted.sizes())}"))
     for note in about.notes:
-        print(f"note: {note}")
+        print(one_line(f"note: {note}"))
     if not quiet:
-        sys.stdout.writelines(f"{line}\n" for line in text(wanted))
+        sys.stdout.writelines(f"{one_line(line)}\n" for line in text(wanted))
     if difference is None:
         print("the dump has no ruleset of the kernel: nothing was compared")
     elif difference.equal:
         print("the kernel had what this view compiles to")
     else:
         print(f"the kernel lacked {difference.lacks} and had {difference.extra} too much")
-        sys.stdout.writelines(f"{mismatch}\n" for mismatch in difference.mismatches)
+        sys.stdout.writelines(f"{one_line(str(mismatch))}\n" for mismatch in difference.mismatches)
 
 
 def _print_json(dump: _Dump, wanted: Table, difference: Difference | None, *, quiet: bool) -> None:

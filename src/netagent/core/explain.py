@@ -12,6 +12,7 @@ from netagent.core.judgement import Flow, exempt, isolating, missing
 from netagent.core.livecheck import LiveAnswer
 from netagent.core.parties import Cluster, Party, Question, QuestionError, parties
 from netagent.core.policy import Direction, Policy
+from netagent.printable import one_line
 from netagent.records import Pod
 
 NEAR_MISSES_SHOWN = 10
@@ -234,7 +235,7 @@ def agrees(answer: Answer, live: LiveAnswer) -> bool | None:
 
 def text(explanation: Explanation) -> str:
     """What an on-call person reads: verdict first, then why, then what would have helped."""
-    return "\n".join(_lines(explanation)) + "\n"
+    return "\n".join(map(one_line, _lines(explanation))) + "\n"
 
 
 def _lines(explanation: Explanation) -> Iterator[str]:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from netagent.printable import one_line
+
 Level = Literal["ok", "info", "unknown", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("ok", "info", "unknown", "warning", "error")
 """From good to bad. info: worth knowing, nothing to do; unknown: it could not be looked at."""
@@ -54,5 +56,5 @@ def _count(findings: Iterable[Finding], level: Level) -> int:
 
 
 def _lines(one: Finding) -> str:
-    rest = "".join(f"{'':9}{line}\n" for line in (one.means, f"-> {one.todo}" if one.todo else "") if line)
-    return f"{one.level:<8} {one.id}: {one.found}\n{rest}"
+    rest = "".join(f"{'':9}{one_line(line)}\n" for line in (one.means, f"-> {one.todo}" if one.todo else "") if line)
+    return one_line(f"{one.level:<8} {one.id}: {one.found}") + f"\n{rest}"

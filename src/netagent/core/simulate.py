@@ -16,6 +16,7 @@ from netagent.core.parties import ASKABLE, ICMP, Cluster, Party, by_namespace, p
 from netagent.core.peersets import version_of
 from netagent.core.policy import Direction, Peer, Policy, Rule
 from netagent.core.probes import Asked, other_port, outside, ports_of
+from netagent.printable import one_line
 from netagent.records import Key, Pod
 
 MAX_JUDGED = 1_000_000
@@ -355,7 +356,7 @@ def _cut(after: Cluster, open_flow: OpenFlow, flow: Flow) -> CutFlow:
 
 def text(simulation: Simulation) -> str:
     """The report for people."""
-    return "\n".join(_lines(simulation)) + "\n"
+    return "\n".join(map(one_line, _lines(simulation))) + "\n"
 
 
 def _lines(simulation: Simulation) -> Iterator[str]:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 
 from msgspec import Struct
 
+from netagent.printable import one_line
+
 SHOWN = 20
 """Rows of one kind in text; JSON has all."""
 
@@ -165,7 +167,7 @@ def status(
 
 def text(one: Status) -> str:
     """For people."""
-    return "".join(f"{line}\n" for line in _lines(one))
+    return "".join(f"{one_line(line)}\n" for line in _lines(one))
 
 
 def _lines(one: Status) -> Iterator[str]:
