@@ -16,6 +16,7 @@ import atheris
 from fuzz.mutate import mutated
 
 with atheris.instrument_imports(include=["netagent"], enable_loader_override=False):
+    from fuzz.scenes import silence
     from fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -54,7 +55,8 @@ def main() -> None:
         str(CORPUS / name),
     ]
     atheris.Setup([sys.argv[0], *arguments], TARGETS[name], custom_mutator=_mutator)
-    atheris.Fuzz()
+    with silence():
+        atheris.Fuzz()
 
 
 main()

@@ -41,8 +41,19 @@ PATIENCE_S = 0.02
 T = TypeVar("T")
 NEWTABLE = 10 << 8
 
-logging.getLogger("aiohttp").setLevel(logging.CRITICAL)
-logging.getLogger("netagent").setLevel(logging.CRITICAL)
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """What is refused is also told to the log, a thousand times."""
+    loggers = [logging.getLogger(name) for name in ("aiohttp", "netagent")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _stamped(raw: bytes, portid: int) -> bytes:

@@ -29,7 +29,7 @@ def test_every_example_is_shown() -> None:
 
 def test_every_finding_of_doctor_is_documented_and_no_other() -> None:
     named = re.compile(r'[^\w"]f?"((?:' + "|".join(AREAS) + r')\.[\w{}]+)"')
-    sources = [*(ROOT / "src/netagent/core").glob("*checks.py"), *(ROOT / "src/netagent/commands/doctor").glob("*.py")]
+    sources = [*(ROOT / "src/netagent/core").rglob("*checks.py"), *(ROOT / "src/netagent/commands/doctor").glob("*.py")]
     used = {name for source in sources for name in named.findall(source.read_text())}
     used |= {"kernel.*", "sysctl.forwarding4", "sysctl.forwarding6"}
     used -= {"kernel.{name}", "kernel.features", "sysctl.forwarding{family}"}
