@@ -19,6 +19,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from netagent.agent.cnisocket import exclusive_socket
+from netagent.agent.strays import stand_ins
 from netagent.cni import install
 from netagent.config import CniConfig
 from netagent.core import cni
@@ -124,6 +125,8 @@ class CniServer:
         self._elsewhere = elsewhere
         self._pool = Pool()
         self._endpoints: dict[str, Endpoint] = {}
+        self._strays: dict[str, Endpoint] = {}
+        """Stand-ins for the links that have no readable record, by name."""
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._mtu = 0
         """Of the last pod network that there was."""
@@ -172,10 +175,11 @@ class CniServer:
         loaded = await self._load()
         links = await self._wiring.links()
         owners = {ip: endpoint.host_ifname for endpoint in loaded.endpoints for ip in endpoint.ips}
-        owners |= {ip: claim.host_ifname for claim in loaded.damaged for ip in claim.ips}
-        strays = await self._wiring.routed(links - frozenset(owners.values()))
-        self._pool = Pool(strays | owners, loaded.freed)
+        damaged = {ip: claim.host_ifname for claim in loaded.damaged for ip in claim.ips}
+        strays = await self._wiring.routed(links - frozenset((owners | damaged).values()))
+        self._pool = Pool(strays | owners | damaged, loaded.freed)
         self._endpoints = {endpoint.host_ifname: endpoint for endpoint in loaded.endpoints}
+        self._strays = stand_ins(strays | damaged, links)
         self._start_problems = (
             *loaded.problems,
             *(
@@ -190,7 +194,7 @@ class CniServer:
             await self._free_vanished(links, loaded.earlier_boot)
         except NetagentError as error:
             log.warning("freeing what is gone: %s", error)
-        self._policy.restore(self.endpoints())
+        self._policy.restore((*self.endpoints(), *self._strays.values()))
 
     async def _load(self) -> Loaded:
         """What the disk holds. While it cannot be read the kernel keeps its last policy: the pods are not known."""
@@ -381,6 +385,8 @@ class CniServer:
         endpoint = self._endpoints.get(host_ifname)
         if endpoint is not None:
             self._policy.withdraw(endpoint)
+        if (stray := self._strays.pop(host_ifname, None)) is not None:
+            self._policy.withdraw(stray)
         ips = self._pool.addresses_of(host_ifname)
         if ips:
             await asyncio.to_thread(self._store.free, host_ifname, ips)

@@ -17,6 +17,7 @@ from netagent.agent.admission import Admissions, NotAdmittedError
 from netagent.agent.apipods import ApiPods
 from netagent.agent.causes import Batch, Causes, SlowEvent
 from netagent.agent.debounce import Debounce
+from netagent.agent.strays import Strays
 from netagent.agent.transactions import Transactions
 from netagent.config import PolicyConfig
 from netagent.core.backlog import Arrival, Backlog, Portion
@@ -81,6 +82,7 @@ class Dataplane:
         self._kinds = kinds
         followed = pods_from_api or wired_by_others is not None
         self._api_pods = ApiPods(self.store, node_name, wired_by_others) if followed else None
+        self._strays = Strays(self.store, node_name)
         self._admit_timeout_s = admit_timeout_s
         self._clock = clock
         self._clear_marks = clear_marks
@@ -129,6 +131,8 @@ class Dataplane:
                 self._backlog.hasten(come, key.namespace)
             for touched in (gone, come):
                 dirty.add(touched)
+        if change.kind is Kind.POD:
+            dirty.add(self._strays.identify())
         received_s = 0.0 if isinstance(change, Listed) else change.received_s
         self._touch(dirty, received_s, always=isinstance(change, Listed), urgent=self._debounce.is_alone(change))
 
@@ -164,7 +168,8 @@ class Dataplane:
         self._causes.local(f"{len(endpoints)} pods of earlier runs", "")
         for endpoint in endpoints:
             self._touch(self.store.admit(endpoint))
-        self._touch(Dirty(), always=True)
+        self._strays.watch(endpoints)
+        self._touch(self._strays.identify(), always=True)
 
     def set_own_subnets(self, subnets: tuple[str, ...]) -> None:
         """This node's subnets."""

@@ -202,6 +202,10 @@ class Store:
             return only
         return max(claims, key=lambda key: self._rank(key, ip))
 
+    def claimants(self, ip: str) -> tuple[Key, ...]:
+        """All pods that claim an address."""
+        return self._claims.get(ip, ())
+
     def owned_ips(self, key: Key) -> tuple[str, ...]:
         """Addresses of a pod that no other pod has a better claim to."""
         return tuple(ip for ip in self._claimed_ips(key) if self.owner(ip) == key)
