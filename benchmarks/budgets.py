@@ -1,0 +1,305 @@
+"""What is promised, judged by the figures of a run; where a promise is broken, where the time or the memory goes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from benchmarks.stats import P99_SAMPLES
+from benchmarks.svg import short
+
+Figures = dict[str, Any]
+"""Of one benchmark, as it writes them."""
+Run = dict[str, Figures]
+"""By name of the benchmark."""
+Verdict = tuple[str, bool]
+"""The figures as text, and whether they are within the bound."""
+LAB = "lab API server, 10000 pods"
+SIZE = "10k pods, 1k policies, 110 local pods"
+COMMIT, PACKET = "watch event -> commit", "API answer -> first packet"
+POLICY, ADD = "policy change -> commit", "CNI ADD"
+RELISTS = ("relist of all pods", "relist of all pods, relabelled")
+RECOMPILE = "relist of all policies, edited"
+BULK_FACTOR = 5.0
+"""Beside bulk work, of the idle budget."""
+OURS, THEIRS = "netagent", "ptp+host-local"
+
+
+class Budget(Struct, frozen=True):
+    """One line of what is promised. The functions raise KeyError where the run does not have what they ask for."""
+
+    what: str
+    under: str
+    bound: str
+    measured: Callable[[Run], Verdict]
+    why: Callable[[Run], str] | None = None
+    """A sentence on where the time goes; told only where the budget is missed."""
+
+
+class Part(Struct, frozen=True):
+    """One figure of a series and its bound."""
+
+    limit: float
+    benchmark: str
+    label: str
+    key: str
+
+
+def below(unit: str, *parts: Part) -> Callable[[Run], Verdict]:
+    """All figures within their bounds."""
+
+    def measured(run: Run) -> Verdict:
+        found = [(part, run[part.benchmark]["series"][part.label]) for part in parts]
+        text = ", ".join(said(one, part.key, unit) for part, one in found)
+        return text, all(one[part.key] <= part.limit for part, one in found)
+
+    return measured
+
+
+def said(one: Figures, key: str, unit: str) -> str:
+    """A figure of a series; of few samples there is no p99, only the largest."""
+    if key == "p99" and one["samples"] < P99_SAMPLES:
+        return f"max {short(one['max'])} {unit} (n {one['samples']})"
+    word = {"median": "p50"}.get(key, key) if one["samples"] > 1 else ""
+    return f"{word} {short(one[key])} {unit}".strip()
+
+
+# Convergence
+
+
+def convergence(load: str, title: str, **limits: float) -> Callable[[Run], Verdict]:
+    """Of 10k pods in the lab's API server, milliseconds."""
+    return below("ms", *(Part(limit, "convergence", f"{LAB}, {load}: {title}", key) for key, limit in limits.items()))
+
+
+def stages(load: str) -> Callable[[Run], str]:
+    """What a change's time consists of."""
+
+    def why(run: Run) -> str:
+        found = {name: ms for name, ms in run["convergence"]["stages"][f"{LAB}, {load}"].items() if name[-2:] != "_s"}
+        return "Medians by stage, ms: " + ", ".join(f"{name} {ms:.2f}" for name, ms in found.items()) + "."
+
+    return why
+
+
+# Start, memory
+
+
+def start_stages(run: Run) -> str:
+    """What a cold start consists of."""
+    series = run["coldstart"]["series"]
+    names = ("decode", "store", "compile", "diff", "commit")
+    spent = {name: series[f"10000 pods, of it, {name}"]["median"] for name in names}
+    rest = series["10000 pods, start -> commit"]["median"] - sum(spent.values())
+    parts = ", ".join(f"{name} {ms:.0f}" for name, ms in spent.items())
+    return f"Medians by stage, ms: {parts}; {rest:.0f} are the start of Python and waiting for the API server's lists."
+
+
+def restart(run: Run) -> Verdict:
+    """Packets lost and leaked over all restarts."""
+    found = run["coldstart"]["restart"].values()
+    lost, leaked = (sum(one[word] for one in found) for word in ("lost", "leaked"))
+    return f"{lost} lost, {leaked} leaked", not lost and not leaked
+
+
+def interpreter(run: Run) -> str:
+    """What there is before the first pod."""
+    return f"An agent of an empty cluster takes {run['memory']['series']['0 pods']['median']:.0f} MB."
+
+
+def growth(run: Run) -> Verdict:
+    """Over the cycles after warm-up."""
+    value = run["memory"]["growth_percent"]
+    return f"{value:.2f} %", value < 2
+
+
+# CNI
+
+
+def added(pods: int, plugin: str) -> str:
+    """The series of ADDs one after the other."""
+    return f"{pods} pods, serial, {plugin}: ADD"
+
+
+def cni(run: Run) -> Verdict:
+    """Ours beside the reference's, medians, at 110 pods, one after the other."""
+    series = run["cni"]["series"]
+    ours, theirs = (series[added(110, plugin)]["median"] for plugin in (OURS, THEIRS))
+    return f"p50 {ours:.1f} ms; {THEIRS} {theirs:.1f} ms", ours <= theirs
+
+
+def cni_growth(run: Run) -> str:
+    """What a full node adds."""
+    series = run["cni"]["series"]
+    ours, theirs = (series[added(1, plugin)]["median"] for plugin in (OURS, THEIRS))
+    return f"With 1 pod on the node it is {ours:.1f} ms; {THEIRS} {theirs:.1f} ms."
+
+
+# Datapath
+
+
+def throughput(run: Run) -> Verdict:
+    """Of bare forwarding."""
+    found = run["datapath"]["ratios"]
+    ratio = found["TCP throughput: netagent, 10000 policies"]["median"]
+    chance = found["TCP throughput: no rules, again"]["median"]
+    return f"{ratio:.1%} (bare forwarding again: {chance:.1%})", ratio >= 0.97
+
+
+def tracked(load: str) -> Callable[[Run], str]:
+    """What connection tracking costs by itself."""
+
+    def why(run: Run) -> str:
+        found = run["datapath"]["ratios"]
+        tracking, empty = (found[f"{load}: {name}"]["median"] for name in ("conntrack only", "netagent, 0 policies"))
+        return f"Connection tracking alone leaves {tracking:.1%}, netagent's table without policies {empty:.1%}."
+
+    return why
+
+
+def connections(run: Run) -> Verdict:
+    """Of bare forwarding, and the spread over the numbers of policies."""
+    found = run["datapath"]["ratios"]
+    ratios = [found[f"TCP connections: netagent, {count} policies"]["median"] for count in (1, 100, 1000, 10_000)]
+    chance = found["TCP connections: no rules, again"]["median"]
+    spread = 1 - min(ratios) / max(ratios)
+    text = f"{min(ratios):.1%} of bare, spread {spread:.1%} (bare forwarding again: {chance:.1%})"
+    return text, min(ratios) >= 0.9 and spread <= 0.05
+
+
+# Kernel
+
+
+ONE_MEMBER = "2000x100/2000x10 one member: netagent"
+
+
+def one_member(run: Run) -> Verdict:
+    """Of the largest grid."""
+    one = run["dataplane"]["series"][ONE_MEMBER]
+    return f"p50 {one['median']:.3f} ms, {said(one, 'p99', 'ms')}", one["median"] <= 0.2
+
+
+def one_member_cpu(run: Run) -> str:
+    """How much of it is work."""
+    cpu_ms = run["dataplane"]["series"][f"{ONE_MEMBER}, CPU"]["median"]
+    return f"{cpu_ms:.3f} ms of it are CPU time, in the kernel and before it; the rest is waiting."
+
+
+def route(work: str, who: str = "") -> str:
+    """A series of the pod network at 5k peers."""
+    return f"5000 peers{who}: {work}"
+
+
+def routes(run: Run) -> Verdict:
+    """From empty, and one peer in, out and moved."""
+    series = run["routes"]["series"]
+    empty_ms = series[route("from empty")]["median"]
+    one_ms = max(series[route(work)]["median"] for work in ("one in", "one out", "address changed"))
+    return f"p50 {empty_ms / 1e3:.2f} s / {one_ms:.1f} ms", empty_ms <= 1000 and one_ms <= 20
+
+
+def routes_cpu(run: Run) -> str:
+    """How much of it is work."""
+    series = run["routes"]["series"]
+    cpu = [series[route(work, ", CPU")]["median"] for work in ("from empty", "one in")]
+    return f"CPU time, with the kernel's on its behalf: {cpu[0] / 1e3:.2f} s / {cpu[1]:.1f} ms; the rest is waiting."
+
+
+# Beside bulk work
+
+
+def beside_relist(run: Run) -> Verdict:
+    """A policy change while all pods are listed again: the worse of unchanged and changed pods."""
+    found = [run["bulk"]["series"][f"{name}: {POLICY}"] for name in RELISTS]
+    worst = {key: max(found, key=lambda one: float(one[key])) for key in ("median", "p99")}
+    limits = {"median": 5 * BULK_FACTOR, "p99": 25 * BULK_FACTOR}
+    text = ", ".join(said(one, key, "ms") for key, one in worst.items())
+    return text, all(one[key] <= limits[key] for key, one in worst.items())
+
+
+def beside_recompile(run: Run) -> Verdict:
+    """An ADD while all policies are compiled anew."""
+    busy, idle = (run["bulk"]["series"][f"{name}: {ADD}"]["median"] for name in (RECOMPILE, "idle"))
+    return f"p50 {busy:.1f} ms; idle {idle:.1f} ms", busy <= BULK_FACTOR * idle
+
+
+def stalls(*names: str) -> Callable[[Run], str]:
+    """How long nothing else could run."""
+
+    def why(run: Run) -> str:
+        found = max(run["bulk"]["series"][f"{name}: stall"]["max"] for name in names)
+        return f"The event loop was late by {found:.0f} ms at most: one slice of a list or one portion of the backlog."
+
+    return why
+
+
+BUDGETS = (
+    Budget(
+        "watch event → kernel commit",
+        f"{SIZE}, idle",
+        "p50 5 ms, p99 25 ms",
+        convergence("idle", COMMIT, median=5, p99=25),
+        stages("idle"),
+    ),
+    Budget(
+        "the same",
+        "under 200 pod events/s",
+        "p99 100 ms",
+        convergence("200 events/s", COMMIT, p99=100),
+        stages("200 events/s"),
+    ),
+    Budget(
+        "API write → first packet obeys",
+        f"{SIZE}, idle",
+        "p99 50 ms",
+        convergence("idle", PACKET, p99=50),
+        stages("idle"),
+    ),
+    Budget("one set member", "2000 sets x 100, 2000 chains x 10 rules", "0.2 ms", one_member, one_member_cpu),
+    Budget(
+        "start → synced and enforced",
+        "10k pods, 1k policies",
+        "2 s",
+        below("ms", Part(2000, "coldstart", "10000 pods, start -> first packet obeys", "median")),
+        start_stages,
+    ),
+    Budget("packets lost or leaked by a restart", "1k to 50k pods", "none", restart),
+    Budget(
+        "memory (RSS)",
+        "10k / 100k pods",
+        "120 MB / 300 MB",
+        below("MB", *(Part(mb, "memory", f"{pods} pods", "median") for pods, mb in ((10_000, 120), (100_000, 300)))),
+        interpreter,
+    ),
+    Budget("growth of memory", "20 cycles of 10k pods", "< 2 %", growth),
+    Budget("CNI ADD incl. policy", "110 pods on the node", f"{THEIRS}, same run", cni, cni_growth),
+    Budget(
+        "TCP throughput, established",
+        "10k policies, of bare forwarding",
+        ">= 97 %",
+        throughput,
+        tracked("TCP throughput"),
+    ),
+    Budget(
+        "new connections/s",
+        "1 to 10k policies",
+        "flat within 5 %, >= 90 % of bare",
+        connections,
+        tracked("TCP connections"),
+    ),
+    Budget("routes", "5k peers from empty / one peer in, out, moved", "1 s / 20 ms", routes, routes_cpu),
+    Budget(
+        "policy change → commit beside bulk work",
+        "relist of 50k pods",
+        "5x idle: p50 25 ms, p99 125 ms",
+        beside_relist,
+        stalls(*RELISTS),
+    ),
+    Budget(
+        "CNI ADD beside bulk work",
+        "recompile of 10k policies",
+        "5x idle p50, same run",
+        beside_recompile,
+        stalls(RECOMPILE),
+    ),
+)
