@@ -87,17 +87,24 @@ def test_content_under_another_name_is_damage(tmp_path: Path) -> None:
     assert store.load().damaged == (Claim(one.host_ifname, ("10.0.0.9",)),)
 
 
-def test_a_newer_version_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b'{"version":2}', b'{"sandbox":[],"version":2,"endpoint":"of another shape"}']
+)
+def test_a_newer_version_is_refused_and_nothing_is_touched(tmp_path: Path, content: bytes) -> None:
     store = Allocations(tmp_path, "b")
     store.load()
     one = endpoint("one", "10.0.0.1")
     store.save(one)
     path = tmp_path / "endpoints" / f"{one.host_ifname}+10.0.0.1.json"
-    newer = path.read_bytes().replace(b'"version":1', b'"version":2')
+    newer = content or path.read_bytes().replace(b'"version":1', b'"version":2')
     path.write_bytes(newer)
-    with pytest.raises(DiskError, match=r"format 2, this one knows 1.*does not start.*Run the newer netagent"):
+    (path.parent / "nap000000000000+10.0.0.5.json").write_bytes(b"damaged")
+    (path.parent / ".left-over").touch()
+    before = files(tmp_path)
+    with pytest.raises(DiskError, match=r"format 2, this one knows 1.*stays not ready.*Run the newer netagent"):
         store.load()
     assert path.read_bytes() == newer
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("version", [b'"version":0', b'"version":-1', b'"version":null', b'"edition":1'])

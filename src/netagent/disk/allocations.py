@@ -44,6 +44,12 @@ class EndpointFile(Struct, frozen=True, kw_only=True):
     endpoint: Endpoint
 
 
+class _Version(Struct):
+    """What every version of an endpoint's file has, whatever else is in it."""
+
+    version: int
+
+
 class Claim(Struct, frozen=True, gc=False):
     """All that a damaged file's name tells."""
 
@@ -86,10 +92,13 @@ class Allocations:
             if os.path.lexists(self._endpoints):
                 raise
             return Loaded(problems=(str(error),))
+        files = self._files()
+        for path in files:
+            _refuse_newer(path)
         endpoints: dict[str, EndpointFile] = {}
         damaged: dict[str, Claim] = {}
         problems: list[str] = []
-        for path in self._files():
+        for path in files:
             if path.name.startswith("."):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
@@ -157,12 +166,6 @@ class Allocations:
             file = msgspec.json.decode(read_bounded(path, MAX_FILE_BYTES) or b"", type=EndpointFile)
         except (DiskError, *MALFORMED) as error:
             return self._mark_damaged(path, claim, str(error), problems)
-        if file.version > VERSION:
-            raise DiskError(
-                f"{path}: a newer netagent wrote it (format {file.version}, this one knows {VERSION}). This agent does "
-                "not start, since it could not keep that pod's policy; what is in the kernel stays in force, and no "
-                "file was changed. Run the newer netagent again, or drain the node and remove the file."
-            )
         if file.version < VERSION:
             return self._mark_damaged(path, claim, f"format {file.version} was never in use", problems)
         if (file.endpoint.host_ifname, file.endpoint.ips) != (claim.host_ifname, claim.ips):
@@ -213,6 +216,20 @@ class Allocations:
         if self._lines_since_compaction > COMPACT_LINES:
             self._load_log([])
             self._lines_since_compaction = 0
+
+
+def _refuse_newer(path: Path) -> None:
+    """Raises DiskError for an endpoint's file of a newer version; its shape may be another one too."""
+    try:
+        version = msgspec.json.decode(read_bounded(path, MAX_FILE_BYTES) or b"", type=_Version).version
+    except (DiskError, *MALFORMED):
+        return
+    if NAME.fullmatch(path.name) and version > VERSION:
+        raise DiskError(
+            f"{path}: a newer netagent wrote it (format {version}, this one knows {VERSION}). This agent stays not "
+            "ready, since it could not keep that pod's policy; what is in the kernel stays in force, and no file was "
+            "changed. Run the newer netagent again, or drain the node and remove the file."
+        )
 
 
 def _render_log(ips: Iterable[str]) -> bytes:
