@@ -34,7 +34,8 @@ async def test_an_older_agent_waits_beside_newer_state_and_goes_on_without_it(
     assert "a newer netagent wrote it" in server.status.problems[0]
     assert "not ready" in server.status.problems[0]
     assert claim.read_bytes() == newer
-    claim.write_bytes(ours)
+    (bed.root / "ours").write_bytes(ours)
+    (bed.root / "ours").rename(claim)
     await until(lambda: server.status.serving, "a socket that serves")
     assert [one.container_id for one in bed.gate.restored] == ["one"]
     assert server.status.problems == ()
