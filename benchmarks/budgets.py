@@ -223,14 +223,23 @@ def beside_recompile(run: Run) -> Verdict:
     return f"p50 {busy:.1f} ms; idle {idle:.1f} ms", busy <= BULK_FACTOR * idle
 
 
-def stalls(*names: str) -> Callable[[Run], str]:
+def idle_stages(run: Run) -> str:
+    """What the change takes with nothing beside it, in so large a cluster."""
+    idle = run["bulk"]["series"][f"idle: {POLICY}"]["median"]
+    parts = ", ".join(f"{name} {ms:.1f}" for name, ms in run["bulk"]["stages"]["idle"].items())
+    return (
+        f"With nothing beside it the same change takes p50 {idle:.1f} ms in a cluster of this size; medians by stage, "
+        f"ms: {parts}. A commit that adds or removes chains goes through libnftables, which reads the table back "
+        "first, so its time grows with the ruleset."
+    )
+
+
+def stalls(run: Run) -> str:
     """How long nothing else could run."""
-
-    def why(run: Run) -> str:
-        found = max(run["bulk"]["series"][f"{name}: stall"]["max"] for name in names)
-        return f"The event loop was late by {found:.0f} ms at most: one slice of a list or one portion of the backlog."
-
-    return why
+    late = run["bulk"]["series"][f"{RECOMPILE}: stall"]
+    return (
+        f"The event loop was late by p99 {late['p99']:.0f} ms, at most {late['max']:.0f} ms, while policies compiled."
+    )
 
 
 BUDGETS = (
@@ -293,13 +302,13 @@ BUDGETS = (
         "relist of 50k pods",
         "5x idle: p50 25 ms, p99 125 ms",
         beside_relist,
-        stalls(*RELISTS),
+        idle_stages,
     ),
     Budget(
         "CNI ADD beside bulk work",
         "recompile of 10k policies",
         "5x idle p50, same run",
         beside_recompile,
-        stalls(RECOMPILE),
+        stalls,
     ),
 )

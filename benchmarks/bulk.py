@@ -15,6 +15,7 @@ of the transaction that covers it. `stall` is what the agent's event loop was la
 import argparse
 import asyncio
 import itertools
+import statistics
 import sys
 import tempfile
 import time
@@ -41,6 +42,8 @@ APART_S = 0.03
 BACKOFF_CAP_S = 0.1
 """So that the agent spends its time on lists, not on waiting for the next one."""
 POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
+STAGES = ("decode", "store", "compile", "diff", "commit")
+"""Of the commit that covers a policy change, and of all that came since the one before it."""
 PROBED = "ns-3"
 """Namespace of the policy that is changed; a local pod is in it."""
 
@@ -102,6 +105,10 @@ class Bench:
         self._server, self._agent, self._watcher = server, agent, watcher
         self._containers = itertools.count()
         self._pods = itertools.count()
+        self.commits: list[dict[str, Any]] = []
+        """Of the policy changes under the present load."""
+        self.stages: dict[str, dict[str, float]] = {}
+        """Load -> medians, milliseconds."""
         self.found: dict[str, list[float]] = {}
         self.rounds: dict[str, dict[str, float]] = {}
 
@@ -121,6 +128,11 @@ class Bench:
             self.found[f"{bulk.name}: {what}"] = values
             stalls = self._agent.stalls(began_s) or [0.0]
             self.found.setdefault(f"{bulk.name}: stall", []).extend(stalls)
+            if self.commits:
+                self.stages[bulk.name] = {
+                    stage: statistics.median(commit[stage] for commit in self.commits) * 1e3 for stage in STAGES
+                }
+                self.commits = []
             self.rounds[f"{bulk.name}, {what}"] = {"rounds": rounds, "took_s": time.monotonic() - began_s}
 
     async def _again_and_again(self, bulk: Bulk, enough: asyncio.Event) -> int:
@@ -149,6 +161,7 @@ class Bench:
             seen_s = await asyncio.wait_for(self._watcher.seen.get(), bed.DEADLINE_S)
             commit = await self._agent.trace.last(lambda one: bool(one["marks"]))
             found.append((commit["done_s"] - seen_s) * 1e3)
+            self.commits.append(commit)
         return found
 
     async def pod(self) -> list[float]:
@@ -204,7 +217,7 @@ async def measure(shape: Shape, samples: int) -> dict[str, Any]:
                 progress(f"{bulk.name}: {one.rounds}")
                 one.rounds = {}
     series = {name: structs.asdict(summarise(values)) for name, values in one.found.items()}
-    return {"unit": "ms", "series": series}
+    return {"unit": "ms", "series": series, "stages": one.stages}
 
 
 def main() -> int:
@@ -218,6 +231,8 @@ def main() -> int:
     shape = Shape(pods=5000, policies=1000, local_pods=20) if options.quick else Shape(pods=50_000, policies=10_000)
     figures = asyncio.run(measure(shape, 5 if options.quick else 15))
     bed.table(list(figures["series"].items()), figures["unit"])
+    for name, found in figures["stages"].items():
+        print(f"{name}: " + ", ".join(f"{stage} {ms:.2f}" for stage, ms in found.items()))
     if options.json:
         Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
     return 0

@@ -39,7 +39,7 @@ STANDING = (1, 50, 110)
 AT_ONCE = 10
 PODS = STANDING[-1] + AT_ONCE
 """Network namespaces of each plugin."""
-WARM_UP = 2
+WARM_UP = 1
 """Rounds that do not count."""
 MTU = 1450
 
@@ -168,7 +168,7 @@ def main() -> int:
     bed.isolate()
     wiring.add_underlay()
     shape = Shape(pods=1000 if options.quick else 10_000, policies=1000, local_pods=PODS)
-    figures = asyncio.run(measure(shape, Rounds(10, 2) if options.quick else Rounds(100, 20)))
+    figures = asyncio.run(measure(shape, Rounds(8, 1) if options.quick else Rounds(100, 20)))
     bed.table(list(figures["series"].items()), figures["unit"])
     if options.json:
         Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
