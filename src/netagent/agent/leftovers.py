@@ -18,6 +18,7 @@ from netagent.agent.forward import remove_accepts
 from netagent.cni.install import EXECUTABLE
 from netagent.config import Config
 from netagent.core.podnet import Entries, Key, LinkKey, RouteKey, Step, Vxlan, diff
+from netagent.disk import format as state_format
 from netagent.disk.atomic import DiskError, read_bounded
 from netagent.disk.state import FILE_NAME, MODE_FILE_NAME
 from netagent.kernel import wiring
@@ -28,7 +29,7 @@ from netagent.ports import NetagentError
 EXECUTABLE_MARK = b"CNI-ContainerID"
 """In every build of the plugin's executable: the header that it sends."""
 MAX_BYTES = 16 << 20
-STATE_FILES = (FILE_NAME, MODE_FILE_NAME, "freed.log")
+STATE_FILES = (FILE_NAME, MODE_FILE_NAME, "freed.log", state_format.FILE_NAME)
 STATE_DIRECTORIES = ("endpoints", "quarantine")
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
@@ -25,18 +25,28 @@ POD_CIDR_WAIT_S = 10.0
 """kube-controller-manager sets spec.podCIDRs within moments of the Node's creation; without it nobody ever does."""
 LOOK_S = 0.5
 """Between two looks at the Node."""
+RETRY_S = 5.0
+"""Between two looks at what was decided, where that is kept in a way that only a newer program can read."""
 
 Mode = Literal["lease", "node"]
 log = logging.getLogger(__name__)
 
 
-async def choose_mode(api: ApiClient, node_name: str, memory: ModeMemory, *, wait_s: float = POD_CIDR_WAIT_S) -> Mode:
+async def choose_mode(
+    api: ApiClient,
+    node_name: str,
+    memory: ModeMemory,
+    *,
+    wait_s: float = POD_CIDR_WAIT_S,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Mode:
     """node where this Node has podCIDRs, lease where it has none `wait_s` after it was first seen.
 
     Decided once: a node that changed sides by itself would take addresses that others give out. So nothing is decided
-    either while the Node does not exist or the API server is away.
+    either while the Node does not exist or the API server is away, or while what was decided cannot be read here.
+    `tell(why)`: for /readyz, where it waits for anything but the Node.
     """
-    known = memory.load()
+    known = await _remembered(memory, tell)
     if known is not None:
         return known
     mode = await _ask(api, node_name, wait_s)
@@ -46,6 +56,19 @@ async def choose_mode(api: ApiClient, node_name: str, memory: ModeMemory, *, wai
     except DiskError as error:
         log.warning("%s After a restart this node decides again.", error)
     return mode
+
+
+async def _remembered(memory: ModeMemory, tell: Callable[[str], None]) -> Mode | None:
+    while True:
+        try:
+            known = memory.load()
+        except DiskError as error:
+            tell(str(error))
+            log.warning("%s Nothing is set up. Next attempt in %g s.", error, RETRY_S)
+            await asyncio.sleep(RETRY_S)
+        else:
+            tell("")
+            return known
 
 
 async def _ask(api: ApiClient, node_name: str, wait_s: float) -> Mode:
@@ -73,8 +96,8 @@ async def resolve_mode(config: Config, api: ApiClient, stop: asyncio.Event) -> C
     if config.network.mode != "auto":
         return config
     node_name = config.node_name or socket.gethostname()
-    async with _undecided(config):
-        asked = asyncio.create_task(choose_mode(api, node_name, ModeMemory(config.state_dir)))
+    async with _undecided(config) as tell:
+        asked = asyncio.create_task(choose_mode(api, node_name, ModeMemory(config.state_dir), tell=tell))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({asked, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -86,13 +109,22 @@ async def resolve_mode(config: Config, api: ApiClient, stop: asyncio.Event) -> C
 
 
 @asynccontextmanager
-async def _undecided(config: Config) -> AsyncIterator[None]:
-    """Alive, not ready: an agent that cannot decide because the API server is away is not to be restarted."""
+async def _undecided(config: Config) -> AsyncIterator[Callable[[str], None]]:
+    """Alive, not ready: an agent that cannot decide because the API server is away is not to be restarted.
+
+    Yields what takes another reason; "" for the usual one.
+    """
 
     async def nothing() -> None:
         pass
 
-    why = "network.mode is auto and not decided yet: it waits for this node's Node object"
+    why = ""
+
+    def tell(reason: str) -> None:
+        nonlocal why
+        why = reason or "network.mode is auto and not decided yet: it waits for this node's Node object"
+
+    tell("")
     server = HttpServer(
         config.http,
         alive=Health({"event loop": str}),
@@ -103,7 +135,7 @@ async def _undecided(config: Config) -> AsyncIterator[None]:
     )
     serving = asyncio.create_task(server.run())
     try:
-        yield
+        yield tell
     finally:
         serving.cancel()
         with suppress(asyncio.CancelledError):

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from netagent.core.ipam import valid_addresses
 from netagent.disk.atomic import MALFORMED, DiskError, ensure_dir, read_bounded, set_aside, write_atomic
+from netagent.disk.format import require_known_format
 from netagent.records import Endpoint
 
 VERSION = 1
@@ -86,6 +87,7 @@ class Allocations:
 
         A directory that can be neither found nor made holds nothing: that is a problem, but not of the pods there are.
         """
+        require_known_format(self._endpoints.parent)
         try:
             self._make_directories()
         except DiskError as error:

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from netagent.core.addresses import parse_network
 from netagent.disk.atomic import MALFORMED, DiskError, ensure_dir, read_bounded, set_aside, write_atomic
+from netagent.disk.format import require_known_format
 
 VERSION = 1
 FILE_NAME = "subnets.json"
@@ -23,6 +24,12 @@ class SubnetFile(Struct, frozen=True, kw_only=True):
     """Canonical CIDRs, the ones held last."""
 
 
+class _Version(Struct):
+    """What every version of `subnets.json` has."""
+
+    version: int
+
+
 class SubnetMemory:
     """The subnets that this node held last, in one small file under the state directory."""
 
@@ -30,7 +37,11 @@ class SubnetMemory:
         self._path = Path(state_dir) / FILE_NAME
 
     def load(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(subnets, problems). A file that cannot be read is set aside and counts as none."""
+        """(subnets, problems). A file that cannot be read counts as none; it is set aside, but not a newer one."""
+        try:
+            self._require_ours()
+        except DiskError as error:
+            return (), (f"{error} The subnets held before are not known.",)
         try:
             content = read_bounded(self._path, MAX_BYTES)
             if content is None:
@@ -39,16 +50,30 @@ class SubnetMemory:
         except (DiskError, *MALFORMED) as error:
             return (), (self._refuse(str(error)),)
         if file.version != VERSION:
-            return (), (self._refuse(f"version {file.version}, this program knows {VERSION}"),)
+            return (), (self._refuse(f"version {file.version} was never in use"),)
         try:
             return tuple(str(parse_network(text)) for text in file.subnets), ()
         except ValueError as error:
             return (), (self._refuse(str(error)),)
 
     def save(self, subnets: tuple[str, ...]) -> None:
-        """Raises DiskError; then the file is as it was."""
+        """Raises DiskError, also where a newer program wrote the file; then it is as it was."""
         ensure_dir(self._path.parent)
+        self._require_ours()
         write_atomic(self._path, msgspec.json.encode(SubnetFile(version=VERSION, subnets=subnets)))
+
+    def _require_ours(self) -> None:
+        """Raises DiskError where a newer program wrote the file."""
+        require_known_format(self._path.parent)
+        try:
+            version = msgspec.json.decode(read_bounded(self._path, MAX_BYTES) or b"", type=_Version).version
+        except (DiskError, *MALFORMED):
+            return
+        if version > VERSION:
+            raise DiskError(
+                f"{self._path}: a newer netagent wrote it (version {version}, this one knows {VERSION}). It stays as "
+                "it is. Run the newer netagent again, or remove the file."
+            )
 
     def _refuse(self, reason: str) -> str:
         try:
@@ -65,7 +90,8 @@ class ModeMemory:
         self.path = Path(state_dir) / MODE_FILE_NAME
 
     def load(self) -> Literal["lease", "node"] | None:
-        """None where nothing (readable) was decided."""
+        """None where nothing (readable) was decided. Raises DiskError where a newer program keeps the directory."""
+        require_known_format(self.path.parent)
         try:
             word = (read_bounded(self.path, MAX_BYTES) or b"").decode("ascii", "replace").strip()
         except DiskError:
@@ -75,4 +101,5 @@ class ModeMemory:
     def save(self, mode: Literal["lease", "node"]) -> None:
         """Raises DiskError."""
         ensure_dir(self.path.parent)
+        require_known_format(self.path.parent)
         write_atomic(self.path, f"{mode}\n".encode())

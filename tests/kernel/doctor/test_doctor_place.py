@@ -83,6 +83,12 @@ def test_the_state_directory(bed: DoctorBed) -> None:
         sh(f"umount {state}")
 
 
+def test_state_of_a_newer_version(bed: DoctorBed) -> None:
+    (bed.home / "state/format").write_text("2\n")
+    found = bed.one("state.format")
+    assert (found["level"], "a newer netagent keeps its state here" in found["found"]) == ("error", True)
+
+
 def test_a_node_that_was_left_by_its_agent(bed: DoctorBed) -> None:
     assert bed.one("agent.running")["level"] == "info"
     nft("add table inet netagent")

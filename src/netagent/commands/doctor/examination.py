@@ -1,5 +1,6 @@
 """One examination of a node: every question, asked in an order in which later ones can use earlier answers."""
 
+import contextlib
 from collections.abc import Awaitable, Collection, Iterable, Mapping
 from ipaddress import ip_network
 
@@ -9,6 +10,7 @@ from netagent.commands.doctor import cluster, kernel, node, place
 from netagent.config import Config, ConfigError
 from netagent.core import hostchecks
 from netagent.core.findings import Finding, unknown
+from netagent.disk.atomic import DiskError
 from netagent.disk.state import ModeMemory
 from netagent.kernel import host
 from netagent.ports import NetagentError
@@ -62,7 +64,10 @@ async def examine(config: Config, *, with_config: bool = True, with_api: bool = 
 
 def _decided(config: Config) -> Config:
     """With the mode that was found for this node, where network.mode is auto and it was."""
-    mode = ModeMemory(config.state_dir).load() if config.network.mode == "auto" else None
+    mode = None
+    if config.network.mode == "auto":
+        with contextlib.suppress(DiskError):  # a finding of its own says so
+            mode = ModeMemory(config.state_dir).load()
     return structs.replace(config, network=structs.replace(config.network, mode=mode)) if mode else config
 
 

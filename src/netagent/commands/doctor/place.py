@@ -12,6 +12,7 @@ from netagent.core import placechecks
 from netagent.core.findings import Finding, unknown
 from netagent.core.placechecks import CONFIG_ENDS, Presence, StateDir
 from netagent.disk.atomic import DiskError, read_bounded
+from netagent.disk.format import require_known_format
 from netagent.kernel import host
 
 CONNECT_TIMEOUT_S = 5.0
@@ -58,7 +59,8 @@ def _exists(path: Path) -> bool:
 
 def examine(config: Config, presence: Presence, parts: Mapping[str, str]) -> Iterable[Finding]:
     """Agent, CNI files, state directory."""
-    found = [*placechecks.agents(presence, config), *_state_dir(Path(config.state_dir))]
+    state_dir = Path(config.state_dir)
+    found = [*placechecks.agents(presence, config), *_state_dir(state_dir), *_state_format(state_dir)]
     if presence.http:
         found.append(placechecks.readiness(parts))
     try:
@@ -97,6 +99,14 @@ def _executable(path: Path, *, running: bool) -> Finding:
     return placechecks.executable(
         str(path), there=content is not None, runs=os.access(path, os.X_OK), same=same, running=running
     )
+
+
+def _state_format(path: Path) -> Iterable[Finding]:
+    try:
+        require_known_format(path)
+    except DiskError as error:
+        means = "An agent of this version stays not ready: it sets nothing up, and no pod can start or end."
+        yield Finding("state.format", "error", str(error), means, "run the version that wrote it, or as it says")
 
 
 def _state_dir(path: Path) -> Iterable[Finding]:
