@@ -265,3 +265,27 @@ def test_addresses_that_nobody_owns_are_not_remembered() -> None:
     backlog = filled(compiler, *map(words.gone, web))
     drained(compiler, backlog)
     assert not backlog._left
+
+
+@pytest.mark.parametrize("also", ["nothing", "a relabelled namespace"])
+def test_a_local_pod_never_has_new_labels_under_older_policies_than_the_api_had(also: str) -> None:
+    compiler = new_compiler()
+    before, sandbox = local("x/db", "10.0.0.1", labels={"app": "a"})
+    closed = policy("x/a", selector(app="a"), ingress=[])
+    drained(compiler, filled(compiler, words.put(before), Admitted(sandbox), words.put(closed)))
+    assert set(elements(compiler, "ingress4")) == {"10.0.0.1"}
+    bulk = [words.put(policy(f"ns{number % 50}/p{number}")) for number in range(MANY)]
+    closes_b = [words.put(policy(f"x/b{number}", selector(app="b"), ingress=[])) for number in range(READ_AT_ONCE + 1)]
+    backlog = filled(compiler, *bulk[: MANY // 2], *closes_b, *bulk[MANY // 2 :])
+    relabelled, _ = local("x/db", "10.0.0.1", labels={"app": "b"})
+    backlog.add(take(compiler.store, words.put(relabelled)), received_s=1.0)
+    if also == "a relabelled namespace":
+        for step in crowd(module.NEWEST, "later"):
+            backlog.add(take(compiler.store, step))
+        backlog.add(take(compiler.store, words.put(words.namespace("x", a="1"))))
+    while backlog:
+        portion = backlog.take()
+        assert len(portion.unread) <= READ_AT_ONCE
+        compiler.read(portion.unread)
+        compiler.update(portion.dirty)
+        assert set(elements(compiler, "ingress4")) == {"10.0.0.1"}

@@ -5,7 +5,8 @@ likely stand alone, and some of the oldest, so that none waits for ever. A pod t
 
 Where the order of changes must hold, a portion holds it:
 - All pending policies of a namespace come together, so a pod meets one state of the policies that can select it, a
-  state that the API server had. That of a pod that starts is the newest.
+  state that the API server had. That of a pod that starts is the newest, and so is that of a pod of this node that
+  changes: with new labels and older policies it could be open though it never was.
 - A namespace's labels count for all its pods at once, up to RELABELLED_AT_ONCE of them.
 - Who had an address before leaves the peer sets no later than its next owner enters them.
 
@@ -15,6 +16,7 @@ be on two nodes.
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice
 
 from msgspec import Struct, field
 
@@ -133,12 +135,13 @@ class Backlog:
     # Portions
 
     def _hastened(self) -> Portion:
-        for name in self._urgent.namespaces:
+        names = self._urgent.namespaces | self._judging(self._urgent.pods)
+        for name in names:
             if unread := self._too_many_unread(name):
                 return Portion(unread=unread)
         urgent, self._urgent = self._urgent, Dirty()
         portion = Portion()
-        for name in urgent.namespaces:
+        for name in names:
             self._take_policies(portion, name)
         self._take_pods(portion, urgent.pods)
         return portion
@@ -146,10 +149,18 @@ class Backlog:
     def _some(self) -> Portion:
         """The newest of everything, and the oldest of one kind by turns."""
         portion = Portion()
-        chosen = {next(reversed(self._policies))} if self._policies else set()
         self._turn += 1
         lanes = [lane for lane in (self._pods, self._policies, self._namespaces) if lane]
         lane = lanes[self._turn % len(lanes)] if lanes else None
+        pods = list(islice(reversed(self._pods), NEWEST))
+        if lane is self._pods:
+            pods += islice(self._pods, PORTION)
+        relabelled = ""
+        if self._namespaces:
+            relabelled = next(iter(self._namespaces) if lane is self._namespaces else reversed(self._namespaces))
+        chosen = self._judging(pods) | self._judging(self._unlike(relabelled))
+        if self._policies:
+            chosen.add(next(reversed(self._policies)))
         if lane is self._policies:
             chosen.add(next(iter(self._policies)))
         for name in chosen:
@@ -157,16 +168,22 @@ class Backlog:
                 return Portion(unread=unread)
         for name in chosen:
             self._take_policies(portion, name)
-        newest = [key for key, _ in zip(reversed(self._pods), range(NEWEST), strict=False)]
-        self._take_pods(portion, newest)
-        if lane is self._pods:
-            oldest = [key for key, _ in zip(self._pods, range(PORTION), strict=False)]
-            self._take_pods(portion, oldest)
-        if self._namespaces:
-            ends = iter(self._namespaces) if lane is self._namespaces else reversed(self._namespaces)
-            self._relabel(portion, next(ends))
+        self._take_pods(portion, pods)
+        if relabelled:
+            self._relabel(portion, relabelled)
         self._take_nodes(portion)
         return portion
+
+    def _judging(self, pods: Iterable[Key]) -> set[str]:
+        """Namespaces whose pending policies come with these pods."""
+        local = (key for key in pods if key.namespace in self._policies and self._store.sandboxes_of(key))
+        return {key.namespace for key in local}
+
+    def _unlike(self, relabelled: str) -> Iterable[Key]:
+        """Pods of a relabelled namespace that have changed themselves too."""
+        if relabelled not in self._policies:
+            return ()
+        return (key for key in self._store.pods_of(relabelled) if key in self._pods)
 
     def _too_many_unread(self, namespace: str) -> list[Key]:
         unread = self._compiler.unread(self._policies.get(namespace, ()))
