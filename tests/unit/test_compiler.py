@@ -46,6 +46,10 @@ def elements(compiler: Compiler, name: str) -> dict[str, str]:
     return compiler.ruleset.sets[name].values
 
 
+DENIES = 2
+"""Rules that a class which denies anything ends with."""
+
+
 def chain_for(compiler: Compiler, ip: str, direction: str = "ingress") -> tuple[str, ...]:
     """Rules of the chain that judges an address."""
     verb, name = elements(compiler, f"{direction}4")[ip].split()
@@ -63,7 +67,8 @@ def test_only_isolated_local_pods_are_dispatched(node: Compiler) -> None:
     put(node, policy("x/p", selector(app="db"), ingress=[rule([pods(app="web")])]), policy("y/p", egress=[]))
     assert set(elements(node, "ingress4")) == {"10.244.0.2"}
     assert elements(node, "egress4") == {}
-    first, _, last = chain_for(node, "10.244.0.2")
+    first, _, itself, last = chain_for(node, "10.244.0.2")
+    assert itself == "jump itself"
     assert first.startswith("ct original ip saddr @")
     assert peer_set(node, first) == {"10.244.0.1"}
     assert last.endswith("goto denied_ingress")
@@ -82,9 +87,10 @@ def test_pods_of_one_class_share_a_chain_and_equal_peers_a_set(node: Compiler) -
 def test_rules_with_the_same_ports_become_one(node: Compiler) -> None:
     for number in range(20):
         put(node, policy(f"x/p{number}", ingress=[rule([pods(app=f"app-{number}")], [port(80)])]))
-    four, six, _ = chain_for(node, "10.244.0.1")
-    assert four.startswith("meta l4proto tcp ct original ip saddr @p4_")
-    assert six.startswith("meta l4proto tcp ct original ip6 saddr @p6_")
+    four, six, *last = chain_for(node, "10.244.0.1")
+    assert len(last) == DENIES
+    assert four.startswith("meta l4proto tcp ct reply proto-src 80 ct original ip saddr @p4_")
+    assert six.startswith("meta l4proto tcp ct reply proto-src 80 ct original ip6 saddr @p6_")
 
 
 def test_everybody_on_every_port_is_one_rule(node: Compiler) -> None:
@@ -97,7 +103,7 @@ def test_named_ports_are_the_destinations(node: Compiler) -> None:
     put(node, words.pod("y/far", "10.244.1.1", ports=[("sql", 6432, "TCP"), ("sql", 6433, "TCP")], node="node-1"))
     put(node, policy("x/p", ingress=[rule(None, [port("sql")])], egress=[rule(None, [port("sql")])]))
     assert chain_for(node, "10.244.0.2")[0] == "meta l4proto tcp ct reply proto-src 5432 goto admitted"
-    assert len(chain_for(node, "10.244.0.1")) == 1
+    assert len(chain_for(node, "10.244.0.1")) == DENIES
     four = chain_for(node, "10.244.0.1", "egress")[0]
     assert peer_set(node, four) == {"10.244.0.2 . 5432", "10.244.1.1 . 6432", "10.244.1.1 . 6433"}
     put(node, words.pod("x/db", "10.244.0.2", labels={"app": "db"}, ports=[("sql", 99, "TCP")]))
@@ -147,7 +153,7 @@ def test_a_broken_policy_costs_only_its_own_pods(node: Compiler) -> None:
     assert set(node.problems) == {Key("y", "broken"), Key("y", "worse")}
     replay(node, [Undecodable(Kind.NETWORK_POLICY, Key("x", "worse"), "no JSON")])
     assert set(elements(node, "ingress4")) == set(elements(node, "egress4")) == {"10.244.0.1", "10.244.0.2"}
-    assert len(chain_for(node, "10.244.0.1")) == 1
+    assert len(chain_for(node, "10.244.0.1")) == DENIES
 
 
 def test_long_names_stay_within_what_the_kernel_takes(node: Compiler) -> None:

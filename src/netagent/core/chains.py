@@ -142,9 +142,9 @@ class _Builder:
             self.rules += (self._named(ports, peers, version) for version in (4, 6))
             return
         addresses = [""] if group.everybody else list(self._addresses(group.peers))
-        for protocol, match in self._ports(ports):
+        for before, after in self._ports(ports):
             for address in addresses:
-                self.rules.append(" ".join(part for part in (protocol, address, match, self._admitted) if part))
+                self.rules.append(" ".join(part for part in (before, address, after, self._admitted) if part))
 
     def _named(self, port: NamedPort, peers: frozenset[Peer], version: int) -> str:
         name = self._peer_set(SetKey(peers, version, port))
@@ -167,7 +167,7 @@ class _Builder:
                 yield f"{address} @{name} {address} != @overlay{version}"
 
     def _ports(self, ports: frozenset[PortRange] | None) -> Iterator[tuple[str, str]]:
-        """For each protocol, the match on it and the match on its ports."""
+        """For each protocol, what to ask before the peers and what after them: a look into a set costs most."""
         if ports is None:
             yield "", ""
             return
@@ -177,7 +177,7 @@ class _Builder:
             if ranges == ["0-65535"]:
                 yield match, ""
             elif len(ranges) == 1:
-                yield match, f"ct reply proto-src {ranges[0]}"
+                yield f"{match} ct reply proto-src {ranges[0]}", ""
             else:
                 yield match, f"ct reply proto-src @{self._constant('t', 'inet_service', tuple(ranges))}"
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct, structs
 
 from netagent.core.chains import ClassPlan, named_ports, plan_class
-from netagent.core.frame import COUNTERS, CURRENT, CURRENT_DECL, DENIED, FIXED_SETS, FrameSettings, frame, told
+from netagent.core.frame import COUNTERS, CURRENT, CURRENT_DECL, DENIED, FIXED_SETS, ITSELF, FrameSettings, frame, told
 from netagent.core.names import content_name
 from netagent.core.peersets import PeerSets, numbers_of, version_of
 from netagent.core.policy import Direction, NamedPort, Policy, compile_policy
@@ -260,7 +260,7 @@ class Compiler:
 
     def _last_rules(self, counter: str, verdict: str) -> tuple[str, ...]:
         """For what no rule admits: told to userspace where that is wanted, counted, dropped."""
-        return (*told(counter, self._settings.drop_log_group), f"counter name {counter} {verdict}")
+        return (f"jump {ITSELF}", *told(counter, self._settings.drop_log_group), f"counter name {counter} {verdict}")
 
     def _enter_plan(self, one: _Class) -> None:
         self.ruleset.use_counter(one.counter)

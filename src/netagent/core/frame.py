@@ -1,11 +1,15 @@
 """The fixed part of the table: hooks, the judge, anti-spoofing, the VXLAN source filter, masquerading.
 
-A forwarded packet takes this way. Flows stamped with the current generation pass on the first rule. A packet without a
-conntrack entry goes to `stray`. Everything else is judged by its flow: a pod to itself is free, then the client's
-egress class and the server's ingress class each send it on or drop it. A flow that came through is stamped.
-Traffic of no local pod meets only misses and keeps its mark.
+A forwarded packet takes this way. Flows stamped with the current generation pass on the first rule. Everything else is
+judged by its flow: the client's egress class and the server's ingress class each send it on or drop it, but a pod to
+itself is free. A flow of a local pod that came through is stamped; traffic of no local pod keeps its mark. A packet
+without a conntrack entry matches nothing of that and comes to `stray`.
 
-The way is all gotos, and what comes back from it is dropped. A packet that is on it while a transaction takes effect
+What most packets need comes first, for every rule that is looked at costs them. A class is asked about local pods only,
+so who comes from one is stamped without a look at `local`; rare cases (no conntrack entry, a pod to itself) are asked
+about where nothing else has matched.
+
+The way on is all gotos, and what comes back from it is dropped. A packet that is on it while a transaction takes effect
 goes on by the old rules but finds the new elements; the class chain that these name has no rules yet for that packet.
 
 A new generation is one element of the set `current` and the one rule of the chain `stamp`, both without a verdict that
@@ -13,7 +17,7 @@ may lead somewhere: otherwise the kernel would look for loops from every base ch
 an element, a packet under way would get the new one by the old rules.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
@@ -28,6 +32,8 @@ CURRENT = "current"
 CURRENT_DECL = SetDecl("mark", size=16)
 STAMP = "stamp"
 """Chain that writes it."""
+ITSELF = "itself"
+"""Chain that lets a pod's flow to itself pass; others come back from it."""
 DENIED = {Direction.INGRESS: "denied_ingress", Direction.EGRESS: "denied_egress"}
 COUNTERS = ("denied_ingress", "denied_egress", "unknown_pod", "spoofed", "unknown_vtep")
 """Named counters: packets and bytes dropped, by reason. They survive every change of the rules."""
@@ -58,6 +64,8 @@ other nodes use inside the overlay."""
 
 _NEIGHBOUR_DISCOVERY = "{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }"
 _MULTICAST_LISTENER = "{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }"
+
+_WITHOUT_ENTRY = "ct state invalid,untracked"
 
 
 class FrameSettings(Struct, frozen=True, kw_only=True):
@@ -99,7 +107,7 @@ def frame(settings: FrameSettings) -> dict[str, ChainDecl]:
         chains.update(_forward(settings.mark_mask))
     chains.update(_antispoof(settings.drop_log_group))
     if settings.vxlan_port is not None:
-        chains["input"] = _vxlan_filter(settings.vxlan_port, settings.drop_log_group)
+        chains.update(_vxlan_filter(settings.vxlan_port, settings.drop_log_group))
     if settings.masquerade:
         chains["postrouting"] = _masquerade(settings)
     return chains
@@ -127,34 +135,26 @@ def _forward(mask: int) -> dict[str, ChainDecl]:
             hook="type filter hook forward priority filter; policy accept;",
         ),
         STAMP: ChainDecl((f"ct mark set ct mark and {keep:#010x} or {GENERATION}",)),
-        "judge": ChainDecl(
-            (
-                "ct state invalid,untracked goto stray",
-                "ct original ip saddr . ct reply ip saddr @self4 goto admitted",
-                "ct original ip6 saddr . ct reply ip6 saddr @self6 goto admitted",
-                "ct original ip saddr vmap @egress4",
-                "ct original ip6 saddr vmap @egress6",
-                "goto judge_ingress",
-            )
-        ),
+        "judge": ChainDecl(("meta nfproto ipv6 goto judge6", *_judge("ip", 4))),
+        "judge6": ChainDecl(_judge("ip6", 6)),
+        # The client is a local pod, its class has let the flow on.
         "judge_ingress": ChainDecl(
             (
                 "ct reply ip saddr vmap @ingress4",
                 "ct reply ip6 saddr vmap @ingress6",
-                "ct state invalid,untracked ip daddr vmap @ingress4",
-                "ct state invalid,untracked ip6 daddr vmap @ingress6",
+                f"{_WITHOUT_ENTRY} goto stray_ingress",
                 "goto admitted",
             )
         ),
-        "admitted": ChainDecl(
+        # Asked last, by those who are about to be denied: it is rare, and a look at both ends costs much.
+        ITSELF: ChainDecl(
             (
-                f"ct original ip saddr @local4 jump {STAMP}",
-                f"ct reply ip saddr @local4 jump {STAMP}",
-                f"ct original ip6 saddr @local6 jump {STAMP}",
-                f"ct reply ip6 saddr @local6 jump {STAMP}",
-                "accept",
+                "ct original ip saddr . ct reply ip saddr @self4 goto admitted",
+                "ct original ip6 saddr . ct reply ip6 saddr @self6 goto admitted",
             )
         ),
+        # One end at least is a local pod.
+        "admitted": ChainDecl((f"jump {STAMP}", "accept")),
         # Without a conntrack entry the rules of a class cannot match: only a class that admits everything lets it on.
         "stray": ChainDecl(
             (
@@ -163,12 +163,26 @@ def _forward(mask: int) -> dict[str, ChainDecl]:
                 "ip6 saddr . ip6 daddr @self6 accept",
                 "ip saddr vmap @egress4",
                 "ip6 saddr vmap @egress6",
-                "goto judge_ingress",
+                "goto stray_ingress",
             )
         ),
+        "stray_ingress": ChainDecl(("ip daddr vmap @ingress4", "ip6 daddr vmap @ingress6", "accept")),
         DENIED[Direction.INGRESS]: ChainDecl((forget, "counter name denied_ingress drop")),
         DENIED[Direction.EGRESS]: ChainDecl((forget, "counter name denied_egress drop")),
     }
+
+
+def _judge(word: str, version: int) -> tuple[str, ...]:
+    """Of one IP version. What reads the tuple matches no packet without an entry: such a one comes out at the end."""
+    client, server = f"ct original {word} saddr", f"ct reply {word} saddr"
+    return (
+        f"{client} vmap @egress{version}",
+        f"{server} vmap @ingress{version}",
+        f"{client} @local{version} goto admitted",
+        f"{server} @local{version} goto admitted",
+        f"{_WITHOUT_ENTRY} goto stray",
+        "accept",
+    )
 
 
 def _antispoof(group: int | None) -> dict[str, ChainDecl]:
@@ -189,13 +203,20 @@ def _antispoof(group: int | None) -> dict[str, ChainDecl]:
     }
 
 
-def _vxlan_filter(port: int, group: int | None) -> ChainDecl:
-    stranger = (f"udp dport {port} ip saddr != @vtep4", f"udp dport {port} ip6 saddr != @vtep6")
-    actions = (*told("unknown_vtep", group), "counter name unknown_vtep drop")
-    return ChainDecl(
-        tuple(f"{match} {action}" for match in stranger for action in actions),
-        hook="type filter hook input priority filter; policy accept;",
-    )
+def _vxlan_filter(port: int, group: int | None) -> dict[str, ChainDecl]:
+    return {
+        "input": ChainDecl(
+            (f"udp dport {port} goto from_node",), hook="type filter hook input priority filter; policy accept;"
+        ),
+        "from_node": ChainDecl(
+            (
+                "ip saddr @vtep4 accept",
+                "ip6 saddr @vtep6 accept",
+                *told("unknown_vtep", group),
+                "counter name unknown_vtep drop",
+            )
+        ),
+    }
 
 
 def _masquerade(settings: FrameSettings) -> ChainDecl:
@@ -230,5 +251,8 @@ def _of_version(cidrs: Iterable[str], version: int) -> list[str]:
     return [cidr for cidr in cidrs if (":" in cidr) == (version == 6)]
 
 
-def _anonymous(cidrs: Iterable[str]) -> str:
+def _anonymous(cidrs: Sequence[str]) -> str:
+    """A single network is compared, which costs less than a look into a set."""
+    if len(cidrs) == 1:
+        return cidrs[0]
     return "{ " + ", ".join(cidrs) + " }"
