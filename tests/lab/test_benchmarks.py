@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("compiler", "cni")
-"""One without a kernel; one with a server, a whole agent and its pods."""
+NAMES = ("compiler", "bulk")
+"""One without a kernel; one with an API server, a whole agent and its pods."""
 PAGE_TITLES = ("# Benchmarks", "## Machine", "## Budgets", *(f"## {name}" for name in NAMES))
 
 pytestmark = pytest.mark.lab
@@ -47,7 +47,8 @@ def test_each_writes_its_series(figures: Path) -> None:
         assert one["series"], name
         for label, found in one["series"].items():
             assert found["samples"] > 0, label
-            assert 0 < found["median"] <= found["p95"] <= found["max"], label
+            assert 0 <= found["median"] <= found["p95"] <= found["max"], label
+            assert found["median"] > 0 or label.endswith("stall"), label
 
 
 def test_the_page_has_all_of_it(figures: Path, tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_the_page_has_all_of_it(figures: Path, tmp_path: Path) -> None:
     page = (tmp_path / "benchmarks.md").read_text()
     lines = page.splitlines()
     assert all(title in lines for title in PAGE_TITLES)
-    (adds,) = (line for line in lines if line.startswith("| CNI ADD incl. policy |"))
+    (adds,) = (line for line in lines if line.startswith("| CNI ADD beside bulk work |"))
     assert adds.split("|")[5].strip().startswith(("met", "**missed**"))
     (datapath,) = (line for line in lines if line.startswith("| new connections/s |"))
     assert "not measured in this run" in datapath
