@@ -17,10 +17,16 @@ from netagent.lab.processes import Process
 POLL_S = 0.01
 READY_S = 60.0
 """An agent that is not ready by then is stuck."""
+SLOW_SHARE = 0.2
+"""Of the kills that fall into the first lists or the commit after them, which a slow API server draws out."""
+SLOW_MS = (100.0, 600.0)
+"""Delay of each of its answers."""
+SLOW_S = 8.0
+"""At most; agents that are slow to start meet a fast API server."""
 START_SHARE = 0.4
-"""Of the kills that fall into the start."""
-START_S = 2.5
-"""The start is over by then, on a machine that has other things to do too."""
+"""Of the kills that fall into the start, the slow ones too."""
+START_S = 1.2
+"""The start is over by then, on a machine that has not too much to do."""
 RECENT_S = 0.05
 """A policy written so long ago is being committed, more or less."""
 
@@ -46,6 +52,11 @@ class Agent:
         with contextlib.suppress(OSError, ValueError, TimeoutError):
             async with asyncio.timeout(2.0):
                 self.problems = await self._readyz()
+
+    @property
+    def listing(self) -> bool:
+        """When it was looked at, a first list was missing."""
+        return "not listed" in (self.problems or {}).get("dataplane", "")
 
     async def _readyz(self) -> dict[str, str]:
         loop = asyncio.get_running_loop()
@@ -76,6 +87,7 @@ class Killer:
 
     def __init__(self, lab: Lab, node: int, ledger: Ledger, seed: int, wanted: Callable[[], bool]) -> None:
         """`wanted`: whether one more kill is due; asked right before it."""
+        self._lab = lab
         self._node = node
         self._agent = Agent(lab, node)
         self._ledger = ledger
@@ -107,11 +119,12 @@ class Killer:
 
     async def _wait_for_the_moment(self, process: Process) -> None:
         chance = self._random.random()
+        if chance < SLOW_SHARE:
+            await self._among_lists(process)
+            return
         if chance < START_SHARE:
             until_s = time.monotonic() + self._random.uniform(0.0, START_S)
-            while time.monotonic() < until_s and process.running:
-                await self._agent.look()
-                await asyncio.sleep(POLL_S)
+            await self._watch(process, lambda: time.monotonic() < until_s)
             return
         await self._agent.ready()
         for share, holds in ((0.55, self._adding), (0.7, self._deleting), (0.9, self._committing)):
@@ -120,6 +133,28 @@ class Killer:
                 await asyncio.sleep(self._random.uniform(0.0, 0.04))
                 return
         await asyncio.sleep(self._random.uniform(0.0, 1.5))
+
+    async def _among_lists(self, process: Process) -> None:
+        """While the first lists come, or right after the last of them."""
+        latency_ms, deadline_s = self._random.uniform(*SLOW_MS), time.monotonic() + SLOW_S
+        await self._slow_down(latency_ms, SLOW_S)
+        try:
+            await self._watch(process, lambda: not self._agent.listing and time.monotonic() < deadline_s)
+            if self._random.random() < 0.5:
+                await asyncio.sleep(self._random.uniform(0.0, latency_ms / 1000))
+            else:
+                await self._watch(process, lambda: self._agent.listing, pause_s=0.0)
+        finally:
+            await self._slow_down(0.0, 0.0)
+
+    async def _slow_down(self, latency_ms: float, for_s: float) -> None:
+        await self._lab.client.request("POST", "/lab/faults", {"latency_ms": latency_ms, "for_s": for_s})
+
+    async def _watch(self, process: Process, wanted: Callable[[], bool], pause_s: float = POLL_S) -> None:
+        """Look at the starting agent while that is so."""
+        while wanted() and process.running:
+            await self._agent.look()
+            await asyncio.sleep(pause_s)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         """At most some seconds: the moment may not come."""
@@ -145,7 +180,7 @@ class Killer:
         dataplane = problems.get("dataplane", "")
         if not dataplane:
             return "start: lease, devices, CNI"
-        return "start: lists" if "not listed" in dataplane else "start: pods restored, first commit"
+        return "start: lists" if self._agent.listing else "start: pods restored, first commit"
 
     def _work(self) -> str:
         if self._adding():
