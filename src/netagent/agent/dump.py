@@ -12,6 +12,7 @@ It is made in a thread, member by member, and sent as it is made.
 import asyncio
 import gzip
 import io
+import logging
 import tarfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -28,8 +29,13 @@ from netagent.agent.sync import Dataplane
 from netagent.core.replay import FORMAT, TOP, About, Situation, View, view_of
 from netagent.core.tabletext import Snapshot, compare
 
+log = logging.getLogger(__name__)
+
 VIEW_LINES = 5000
 COMPRESSION = 5
+PIECE_BYTES = 1 << 18
+UNREAD_S = 30.0
+"""Longest time for a piece to be taken: 9 KB/s."""
 
 
 class _Moment(Struct, frozen=True):
@@ -75,9 +81,15 @@ class DumpPage:
             response = web.StreamResponse(headers=headers)
             await response.prepare(request)
             archive = _Archive()
-            for member, content in members:
-                await response.write(await asyncio.to_thread(archive.add, member, content))
-            await response.write(await asyncio.to_thread(archive.close))
+            try:
+                for member, content in members:
+                    await _send(response, await asyncio.to_thread(archive.add, member, content))
+                await _send(response, await asyncio.to_thread(archive.close))
+            except TimeoutError:
+                log.warning("dump: the client reads nothing for %g s. It got a part; ask again.", UNREAD_S)
+                if request.transport is not None:
+                    request.transport.abort()
+                return response
         await response.write_eof()
         return response
 
@@ -109,6 +121,13 @@ class DumpPage:
 
     def _moment(self) -> _Moment:
         return _Moment(self._situation(), view_of(self._dataplane.store), ruleset(self._dataplane))
+
+
+async def _send(response: web.StreamResponse, data: bytes) -> None:
+    """Raises TimeoutError where the client takes none of it: others wait, and all of the dump is kept meanwhile."""
+    for start in range(0, len(data), PIECE_BYTES):
+        async with asyncio.timeout(UNREAD_S):
+            await response.write(data[start : start + PIECE_BYTES])
 
 
 class _Archive:

@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
+import os
 import re
+import socket
 import stat
 import subprocess
 import tarfile
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from netagent import cli
+from netagent.agent import dump as module
 from netagent.records import Kind, Undecodable
 from support.debugbed import DebugBed
+from support.waiting import until
 from support.words import key, namespace, pod, put
 
 pytestmark = pytest.mark.kernel
@@ -137,3 +141,20 @@ async def test_a_dump_of_another_format_says_which_version_reads_it(
             changed.addfile(member, io.BytesIO(content))
     assert await asyncio.to_thread(run, str(other)) == 1
     assert "Use the version that made it." in capsys.readouterr().err
+
+
+async def test_a_client_that_reads_nothing_is_left_and_the_next_one_served(
+    bed: DebugBed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as large:
+        large.setattr(module, "UNREAD_S", 0.5)
+        large.setattr(module, "_difference", lambda _: os.urandom(24 << 20))
+        host, _, port = bed.url.removeprefix("http://").partition(":")
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.setblocking(False)
+        with deaf:
+            await asyncio.get_running_loop().sock_connect(deaf, (host, int(port)))
+            deaf.send(f"GET /debug/dump HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            await until(lambda: "the client reads nothing" in caplog.text, "the end of patience")
+    assert await asyncio.to_thread(run, str(await bed.dump(tmp_path / "next.tar.gz")), "--quiet") == 0
