@@ -9,6 +9,8 @@ pytestmark = pytest.mark.kernel
 
 def add_second_link(node: Node, *, address: str = "192.168.77.101") -> None:
     """eth1, on the same network, so that peers can use it."""
+    # The end of an earlier test's pair goes with its namespace, which the kernel takes its time for.
+    sh(f"ip link delete second{node.number}", check=False)
     sh(f"ip link add second{node.number} type veth peer name eth1 netns {node.netns}")
     sh(f"ip link set second{node.number} master bridge up")
     node.ip("link set eth1 up")
