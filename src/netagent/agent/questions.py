@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 
 from netagent.agent.clusterview import ClusterView
 from netagent.agent.proposals import BODY_MAX_BYTES, ProposalError, read_proposal
+from netagent.agent.slices import in_slices
 from netagent.agent.sync import Dataplane
 from netagent.core import explain, simulate
 from netagent.core.livecheck import LiveAnswer, Packet, livecheck
@@ -97,6 +98,7 @@ class _Questions:
     # Explain
 
     async def _explain(self, question: Question) -> explain.Explanation:
+        await in_slices(self._view.prepare())
         answer = await self._once(question)
         for _ in range(ATTEMPTS - 1):
             if answer.agree is not False:
@@ -146,6 +148,7 @@ class _Questions:
     # Simulate
 
     async def _simulate(self, proposal: simulate.Proposal) -> simulate.Simulation:
+        await in_slices(self._view.prepare())
         cluster = frozen(self._view.cluster())
         try:
             flows, problems = await self._flows(), []
