@@ -51,7 +51,8 @@ def _refusal(request: web.Request, names: tuple[str, ...]) -> str:
     origin = request.headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc != request.host:
         return f"the request comes from a web page of {origin!r}, which has no business here."
-    navigation = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
+    followed = request.headers.get("Sec-Fetch-Mode"), request.headers.get("Sec-Fetch-Dest", "document")
+    navigation = request.method == "GET" and followed == ("navigate", "document")
     if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin") and not navigation:
         return "the request comes from a web page of another site, which has no business here."
     return ""

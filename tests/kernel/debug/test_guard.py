@@ -105,3 +105,24 @@ async def test_a_body_that_is_no_change_is_refused() -> None:
             async with session.put(f"http://127.0.0.1:{port}/debug/log", data=body) as response:
                 assert response.status == 400, body[:20]
                 assert "Nothing was changed." in await response.text()
+
+
+@pytest.mark.parametrize(
+    ("mode", "destination", "status"),
+    [
+        ("navigate", "document", 200),
+        ("navigate", "iframe", 403),
+        ("navigate", "object", 403),
+        ("no-cors", "image", 403),
+    ],
+)
+async def test_a_link_of_another_site_may_lead_here_but_its_page_may_not_hold_ours(
+    mode: str, destination: str, status: int
+) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": destination}
+    async with (
+        serving(HttpConfig()) as port,
+        aiohttp.ClientSession(headers=headers) as session,
+        session.get(f"http://127.0.0.1:{port}/debug/index") as response,
+    ):
+        assert response.status == status
