@@ -3,10 +3,12 @@
 Two pods in network namespaces, joined by a third one over two veth pairs, whose kernel forwards between them; the
 server is one of 110 isolated local pods. There are as many such triples as sets of rules, side by side, and they are
 measured in turns: no rules at all (twice, so that the second one tells how much of a difference is chance); connection
-tracking alone (one rule for established flows); netagent's table for 0 to 10k policies, and with masquerading and the
-VXLAN filter too; the layout of kube-router for the same policies (an emulation: what its controller would leave in the
-kernel, not kube-router itself). The policy that admits the traffic is the last one. A ratio is the median, over all
-turns, of the figure divided by that without rules of the same turn.
+tracking alone (one rule for established flows); that and the kernel's NAT (one rule that never matches), which every
+node with kube-proxy has; netagent's table for 0 to 10k policies, and with masquerading and the VXLAN filter too; the
+layout of kube-router for the same policies (an emulation: what its controller would leave in the kernel, not
+kube-router itself). The policy that admits the traffic is the last one. A ratio is the median, over all turns, of the
+figure divided by that without rules of the same turn. Processor time is that of the client, in whose system calls the
+kernel forwards: the figure that other programs disturb least.
 
     python -m benchmarks.datapath [--quick] [--json FILE]
 """
@@ -43,6 +45,7 @@ BARE, AGAIN = "no rules", "no rules, again"
 TRACKING = (
     "table inet tracking { chain forward { type filter hook forward priority 0; ct state established accept; }; }\n"
 )
+NAT = "table inet nat { chain out { type nat hook postrouting priority srcnat; meta mark 0x4000 masquerade; }; }\n"
 
 
 class Rules(Struct, frozen=True):
@@ -84,15 +87,16 @@ class Cluster:
         return bench.whole()
 
 
-def all_rules(cluster: Cluster, counts: tuple[int, ...]) -> list[Rules]:
+def all_rules(cluster: Cluster, counts: tuple[int, ...], *, quick: bool) -> list[Rules]:
     """What is compared."""
     made = [Rules(BARE, _nothing), Rules("conntrack only", _script(TRACKING))]
+    made.append(Rules("conntrack and NAT", _script(TRACKING + NAT)))
     for count in counts:
         script = _script(cluster.script(count, FrameSettings()))
         made.append(Rules(f"netagent, {count} policies", script, count > 0))
     whole = _script(cluster.script(counts[-1], WHOLE))
     made.append(Rules(f"netagent, {counts[-1]} policies, masquerading, VXLAN filter", whole, True))
-    made += [emulation(cluster, count) for count in counts[1:]]
+    made += [emulation(cluster, count) for count in (counts[-1:] if quick else counts[1:])]
     return [*made, Rules(AGAIN, _nothing)]
 
 
@@ -100,7 +104,12 @@ def emulation(cluster: Cluster, count: int) -> Rules:
     """kube-router's layout."""
     policies, local = cluster.policies(count), cluster.pods[:LOCAL_PODS]
     name = f"kube-router layout (emulation), {count} policies"
-    return Rules(name, lambda one: kuberouter.apply(one, local, cluster.pods, policies), True)
+
+    def enter(one: Router) -> None:
+        kuberouter.apply(one, local, cluster.pods, policies)
+        forget_closed(one)
+
+    return Rules(name, enter, True)
 
 
 def _nothing(_: Router) -> None:
@@ -116,7 +125,7 @@ def _script(text: str) -> Callable[[Router], None]:
 
 
 class Meter:
-    """The loads; each returns one figure in its unit."""
+    """The loads; each returns its figures in their units."""
 
     def __init__(self, ip: str, netload: Path, seconds: float) -> None:
         self._ip, self._netload, self._seconds = ip, netload, seconds
@@ -133,31 +142,31 @@ class Meter:
         if isolates:
             raise RuntimeError("a port that no policy admits is open")
 
-    def throughput(self, one: Router) -> float:
+    def throughput(self, one: Router) -> tuple[float, ...]:
         """One TCP stream for a second, Gbit/s received."""
         command = ["ip", "netns", "exec", Path(one.server).name, "iperf3", "-s", "-p", str(PORT)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
             try:
-                return float(self._iperf(one)["sum_received"]["bits_per_second"] / 1e9)
+                return (self._iperf(one)["sum_received"]["bits_per_second"] / 1e9,)
             finally:
                 server.kill()
 
-    def packets(self, one: Router) -> float:
-        """64-byte UDP, thousand packets per second received."""
-        return self._load("packets", one) / 1e3
+    def packets(self, one: Router) -> tuple[float, ...]:
+        """64-byte UDP: thousand packets per second received, microseconds of the sender for each."""
+        return tuple(figure / 1e3 for figure in self._load("packets", one))
 
-    def connections(self, one: Router) -> float:
-        """TCP connections opened and reset, thousand per second."""
-        return self._load("connections", one) / 1e3
+    def connections(self, one: Router) -> tuple[float, ...]:
+        """TCP connections opened and reset: thousand per second, microseconds of the client for each."""
+        return tuple(figure / 1e3 for figure in self._load("connections", one))
 
-    def roundtrip(self, one: Router) -> float:
+    def roundtrip(self, one: Router) -> tuple[float, ...]:
         """64 bytes over UDP and back, microseconds."""
-        return self._load("roundtrip", one) / 1e3
+        return (self._load("roundtrip", one)[0] / 1e3,)
 
-    def _load(self, what: str, one: Router, port: int = PORT, seconds: float = 0.0) -> float:
+    def _load(self, what: str, one: Router, port: int = PORT, seconds: float = 0.0) -> list[float]:
         duration = str(seconds or self._seconds)
         output = bed.run(str(self._netload), what, duration, one.client, one.server, self._ip, str(port))
-        return float(output.split()[0])
+        return [float(line) for line in output.split()]
 
     def _iperf(self, one: Router) -> Any:
         client = ["ip", "netns", "exec", Path(one.client).name, "iperf3", "-c", self._ip, "-p", str(PORT), "-J"]
@@ -175,22 +184,24 @@ class Meter:
 class Load(Struct, frozen=True):
     """One kind of traffic."""
 
-    name: str
-    unit: str
-    measure: Callable[[Meter, Router], float]
+    units: dict[str, str]
+    """Of its figures, by name."""
+    measure: Callable[[Meter, Router], tuple[float, ...]]
     turns: int
     quick_turns: int
 
 
+PROCESSOR = "processor time per"
 LOADS = (
-    Load("TCP throughput", "Gbit/s", Meter.throughput, 15, 1),
-    Load("64-byte UDP", "kpackets/s", Meter.packets, 40, 5),
-    Load("TCP connections", "k/s", Meter.connections, 60, 8),
-    Load("round trip", "us", Meter.roundtrip, 20, 3),
+    Load({"TCP throughput": "Gbit/s"}, Meter.throughput, 8, 1),
+    Load({"64-byte UDP": "kpackets/s", f"{PROCESSOR} packet": "us"}, Meter.packets, 25, 4),
+    Load({"TCP connections": "k/s", f"{PROCESSOR} connection": "us"}, Meter.connections, 45, 8),
+    Load({"round trip": "us"}, Meter.roundtrip, 10, 3),
 )
-SLOT_S = 0.25
+SLOT_S, QUICK_SLOT_S = 0.25, 0.1
 """Of one set of rules in one turn; short, so that what else the machine does hits all of them alike."""
-Samples = dict[str, list[float]]
+Samples = dict[str, dict[str, list[float]]]
+"""By figure and rules."""
 
 
 def measure(counts: tuple[int, ...], *, quick: bool) -> dict[str, Any]:
@@ -201,9 +212,9 @@ def measure(counts: tuple[int, ...], *, quick: bool) -> dict[str, Any]:
     series: dict[str, Any] = {}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
-        meter = Meter(ips[1], bed.compiled("netload", Path(directory)), SLOT_S)
+        meter = Meter(ips[1], bed.compiled("netload", Path(directory)), QUICK_SLOT_S if quick else SLOT_S)
         stands: dict[str, Router] = {}
-        for rules in all_rules(cluster, counts):
+        for rules in all_rules(cluster, counts, quick=quick):
             one = stands[rules.name] = router(len(stands), *ips)
             began_s = time.monotonic()
             rules.enter(one)
@@ -211,23 +222,26 @@ def measure(counts: tuple[int, ...], *, quick: bool) -> dict[str, Any]:
             meter.check(one, rules.isolates)
             progress(f"{rules.name}: in the kernel after {made_s[rules.name]:.1f} s")
         for load in LOADS:
-            samples = in_turns(load, meter, stands, load.quick_turns if quick else load.turns)
-            series |= {f"{load.name}: {name}": structs.asdict(summarise(values)) for name, values in samples.items()}
-            found |= {f"{load.name}: {name}": ratio(values, samples[BARE]) for name, values in samples.items()}
-            progress(f"{load.name}: {len(samples[BARE])} turns")
-    units = {load.name: load.unit for load in LOADS}
+            turns = load.quick_turns if quick else load.turns
+            for figure, samples in in_turns(load, meter, stands, turns).items():
+                series |= {f"{figure}: {name}": structs.asdict(summarise(values)) for name, values in samples.items()}
+                found |= {f"{figure}: {name}": ratio(values, samples[BARE]) for name, values in samples.items()}
+            progress(f"{', '.join(load.units)}: {turns} turns")
+    units = {figure: unit for load in LOADS for figure, unit in load.units.items()}
     return {"unit": "as named", "units": units, "series": series, "ratios": found, "rules_made_s": made_s}
 
 
 def in_turns(load: Load, meter: Meter, stands: dict[str, Router], turns: int) -> Samples:
-    """Figures by rules; the first turn warms up, and each begins with another one."""
+    """Figures by rules; the first of several turns warms up, and each begins with another one."""
     names = list(stands)
-    samples: Samples = {name: [] for name in names}
-    for turn in range(1 + turns):
+    samples: Samples = {figure: {name: [] for name in names} for figure in load.units}
+    warm_ups = 1 if turns > 1 else 0
+    for turn in range(warm_ups + turns):
         for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
-            figure = load.measure(meter, stands[name])
-            if turn:
-                samples[name].append(figure)
+            figures = load.measure(meter, stands[name])
+            for figure, value in zip(load.units, figures, strict=True):
+                if turn >= warm_ups:
+                    samples[figure][name].append(value)
     return samples
 
 
