@@ -136,7 +136,7 @@ def main() -> int:
     bed.isolate()
     for name, ip in (PEER, OPEN, SHUT):
         bed.place(name, ip)
-    sizes, repeats, restarts = (QUICK_SIZES, 2, 1) if options.quick else (SIZES, 5, 5)
+    sizes, repeats, restarts = (QUICK_SIZES, 1, 1) if options.quick else (SIZES, 5, 5)
     figures = asyncio.run(measure(sizes, repeats, restarts))
     bed.table(list(figures["series"].items()), figures["unit"])
     for name, one in figures["restart"].items():

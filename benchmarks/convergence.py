@@ -255,7 +255,7 @@ def plan(quick: bool) -> list[tuple[Callable[[], Server], Shape, list[Load]]]:
     if quick:
         small = Shape(pods=2000, policies=200)
         made: list[Any] = [(Embedded, small, [Load(0, 2), Load(200, 2)])]
-        return [*made, (Real, Shape(pods=300, policies=100), [Load(0, 2)])] if real_available() else made
+        return [*made, (Real, Shape(pods=1000, policies=100), [Load(0, 2)])] if real_available() else made
     loads = [Load(0, 20), Load(50, 10), Load(200, 10), Load(1000, 10)]
     full: list[Any] = [
         (Embedded, Shape(pods=1000, policies=1000), loads[:1]),

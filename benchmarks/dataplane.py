@@ -45,7 +45,7 @@ Series = list[tuple[float, float]]
 """Wall and CPU, milliseconds."""
 Samples = dict[str, Series]
 ALL_REPEATS = {"netagent": 250, "libnftables": 50, "nft -f": 25}
-QUICK_REPEATS = {"netagent": 50, "libnftables": 5, "nft -f": 5}
+QUICK_REPEATS = {"netagent": 20, "libnftables": 3, "nft -f": 3}
 """Changes, each taken back."""
 
 

@@ -23,8 +23,8 @@ from benchmarks.stats import summarise
 from benchmarks.workload import Shape
 
 SIZES = (0, 1000, 10_000, 100_000)
-QUICK_SIZES = (0, 1000, 10_000)
-CYCLES, QUICK_CYCLES = 20, 3
+QUICK_SIZES = (0, 10_000)
+CYCLES, QUICK_CYCLES = 20, 2
 CYCLE_PODS, QUICK_CYCLE_PODS = 10_000, 1000
 BASE_PODS = 1000
 """That stay through all cycles."""

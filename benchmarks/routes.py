@@ -119,10 +119,10 @@ async def measure(count: int, repeats: int) -> dict[str, Samples]:
         work: [] for work in ("from empty", "one in", "one out", "address changed", "restart")
     }
     peers = tuple(lease(number) for number in range(1, count + 1))
-    for _ in range(max(3, repeats // 10)):
+    for _ in range(max(2, repeats // 10)):
         await running(lambda run: from_empty(run, peers, samples["from empty"]))
     await running(lambda run: churn(run, peers, repeats, samples))
-    for _ in range(max(3, repeats // 10)):
+    for _ in range(max(2, repeats // 10)):
         await running(lambda run: restart(run, peers, samples["restart"]))
     return samples
 
@@ -210,7 +210,7 @@ def main() -> int:
     print(f"load {load:.1f} on {os.cpu_count()} processors")
     print(f"{'peers':>6} {'work':<32} {'wall median ms':>15} {'p99 ms':>9} {'CPU median':>11} {'n':>4}  budget (wall)")
     for count in (100, 1000, 5000):
-        samples = asyncio.run(measure(count, 5 if options.quick else 100))
+        samples = asyncio.run(measure(count, 3 if options.quick else 100))
         for work, found in samples.items():
             wall, cpu = (summarise(times) for times in zip(*found, strict=True))
             name = f"{count} peers: {work}"
