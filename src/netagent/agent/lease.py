@@ -24,7 +24,7 @@ from netagent.kube.backoff import Backoff
 from netagent.kube.client import ApiClient, ApiError, Unreachable
 from netagent.kube.clock import since_boot_s
 from netagent.kube.leases import Tenant
-from netagent.kube.leasestore import LeaseStore, Stored
+from netagent.kube.leasestore import LeaseStore, Seen, Stored
 from netagent.kube.wire import DecodeError
 from netagent.ports import NetagentError
 from netagent.records import Change, Key, Kind, Node, Removed, SubnetLease, Undecodable, Upserted
@@ -287,17 +287,17 @@ class LeaseKeeper:
 
     async def _acquire(self, family: int) -> None:
         """Hold a subnet of the family when this returns. Raises _Waiting when there is none to be had now."""
+        seen = await self._store.all()
         plan = rules.Plan(
             node=self._node,
             pools=self._pools[family],
             previous=self._previous,
-            reserved=self._network.reserved,
+            reserved=(*self._network.reserved, *(lease.subnet for lease in seen.unreadable)),
             grace_s=self._network.takeover_grace_s,
         )
-        seen = await self._store.all()
         refused: set[str] = set()
         for _ in range(ATTEMPTS):
-            action = rules.choose(plan, seen, self._clock(), refused=refused, pick=self._rng.randrange)
+            action = rules.choose(plan, seen.leases, self._clock(), refused=refused, pick=self._rng.randrange)
             match action:
                 case rules.Exhausted(problem):
                     raise _Exhausted(
@@ -350,13 +350,13 @@ class LeaseKeeper:
         stored = await self._store.create(body)
         seen = await self._store.all()
         if stored.lease is not None and await self._gives_way(stored.lease, seen):
-            return rules.overlapped(subnet, self._node, seen)
+            return rules.overlapped(subnet, self._node, _all(seen))
         self._adopt(family, stored)
         return None
 
-    async def _gives_way(self, lease: SubnetLease, seen: Iterable[SubnetLease]) -> bool:
+    async def _gives_way(self, lease: SubnetLease, seen: Seen) -> bool:
         """Delete a lease of ours that shares addresses with another node's."""
-        other = rules.overlapped(lease.subnet, self._node, seen)
+        other = rules.overlapped(lease.subnet, self._node, _all(seen))
         if other is not None:
             log.warning("lease of %s overlaps %s of %s and is deleted again.", lease.subnet, other.subnet, other.holder)
             await self._store.delete(lease)
@@ -397,6 +397,10 @@ class LeaseKeeper:
         wanted = self._notes.get(lease.subnet)
         there = leases.notes(*_published(lease))
         return rules.renewal_due(lease, self._clock()) or wanted not in (None, there)
+
+
+def _all(seen: Seen) -> Iterable[SubnetLease]:
+    return (*seen.leases, *seen.unreadable)
 
 
 def _published(lease: SubnetLease) -> tuple[str, str, str]:

@@ -56,6 +56,16 @@ def name(subnet: str) -> str:
     return f"netagent-{address}-{network.prefixlen}"
 
 
+def subnet_named(text: str) -> str:
+    """The subnet that an object of this name stands for; "" where it is no name of ours."""
+    *groups, length = text.removeprefix("netagent-").split("-")
+    try:
+        subnet = str(parse_network(f"{':'.join(groups)}/{length}"))
+    except ValueError:
+        return ""
+    return subnet if name(subnet) == text else ""
+
+
 def read(raw: bytes | Raw) -> SubnetLease:
     """A SubnetLease from a Lease object of ours. Raises DecodeError or msgspec.DecodeError."""
     wire = _lease.decode(raw)

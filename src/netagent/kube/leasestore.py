@@ -7,7 +7,7 @@ from msgspec import Raw, Struct
 from netagent.kube import decode, leases
 from netagent.kube.client import ApiClient, ApiError
 from netagent.kube.wire import DecodeError, Meta, Page
-from netagent.records import Kind, SubnetLease
+from netagent.records import Key, Kind, SubnetLease
 
 PAGE_SIZE = 500
 
@@ -31,6 +31,15 @@ class Stored(Struct, frozen=True):
         return (self.body.get("spec") or {}).get("leaseDurationSeconds") is None
 
 
+class Seen(Struct, frozen=True):
+    """The leases of ours that there are."""
+
+    leases: tuple[SubnetLease, ...]
+    unreadable: tuple[SubnetLease, ...]
+    """Of those that another release wrote, or that somebody spoilt: their subnets, by their names, are taken all the
+    same. Nothing else in these records is to be relied on, except that reservations have no duration."""
+
+
 class _Node(Struct):
     metadata: Meta
 
@@ -43,17 +52,22 @@ class LeaseStore:
         self.namespace = namespace
         self._path = leases.collection(namespace)
 
-    async def all(self) -> list[SubnetLease]:
-        """The leases of ours that can be read."""
+    async def all(self) -> Seen:
+        """All leases of ours."""
         found: list[SubnetLease] = []
+        unreadable: list[SubnetLease] = []
         token = ""
         while True:
             params: dict[str, str | int] = {"labelSelector": leases.SELECTOR, "limit": PAGE_SIZE, "continue": token}
             page = await self._api.get_json(self._path, Page, **params)
-            found += [stored for stored in map(_read, page.items or ()) if stored is not None]
+            for raw in page.items or ():
+                if (lease := _read(raw)) is not None:
+                    found.append(lease)
+                elif (spoilt := _claim(_stored(raw))) is not None:
+                    unreadable.append(spoilt)
             token = page.metadata.continue_ or ""
             if not token:
-                return found
+                return Seen(tuple(found), tuple(unreadable))
 
     async def get(self, subnet: str) -> Stored | None:
         """The lease of a subnet; None: there is none."""
@@ -96,6 +110,22 @@ def _read(raw: Raw) -> SubnetLease | None:
         return None
     assert isinstance(record, SubnetLease)  # noqa: S101 - what the kind says
     return record
+
+
+def _claim(stored: Stored) -> SubnetLease | None:
+    """What the name of a lease that cannot be read says; None: nothing."""
+    meta = stored.body["metadata"]
+    subnet = leases.subnet_named(meta["name"])
+    if not subnet:
+        return None
+    return SubnetLease(
+        key=Key(meta.get("namespace", ""), meta["name"]),
+        uid="",
+        resource_version="",
+        subnet=subnet,
+        holder=stored.holder or "somebody",
+        duration_s=None if stored.reservation else 1,
+    )
 
 
 def _stored(raw: Raw) -> Stored:
