@@ -151,8 +151,12 @@ def tracked(load: str) -> Callable[[Run], str]:
 
     def why(run: Run) -> str:
         found = run["datapath"]["ratios"]
-        tracking, empty = (found[f"{load}: {name}"]["median"] for name in ("conntrack only", "netagent, 0 policies"))
-        return f"Connection tracking alone leaves {tracking:.1%}, netagent's table without policies {empty:.1%}."
+        names = ("conntrack only", "conntrack and NAT", "netagent, 0 policies")
+        return (
+            "Of bare forwarding: "
+            + ", ".join(f"{name} {found[f'{load}: {name}']['median']:.1%}" for name in names)
+            + "."
+        )
 
     return why
 
