@@ -75,8 +75,8 @@ class PatientReader:
             if not task.done():
                 task.cancel()
                 raise NftError(
-                    f"table inet netagent could not be read within {PATIENCE_S + HOLD_S:g} s: another program changes "
-                    "nftables all the time. Nothing was changed; try again, or find it with `nft monitor`."
+                    f"table inet netagent could not be read within {PATIENCE_S + HOLD_S:g} s: nftables changes all "
+                    "the time, by pods that start or another program (`nft monitor`). Nothing was changed; try again."
                 )
             return task.result()
 

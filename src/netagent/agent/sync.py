@@ -191,7 +191,10 @@ class Dataplane:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """No commit begins meanwhile: for a moment, by one at a time, and only where there is no other way."""
+        """No commit begins meanwhile: for a moment, by one at a time, and only where there is no other way.
+
+        A pod that starts ends it.
+        """
         self._free.clear()
         try:
             yield
@@ -463,4 +466,5 @@ class Dataplane:
         """Enter the endpoint, and until it is in the kernel with the policies of its namespace that are known now."""
         self._backlog.hasten(self.store.admit(endpoint), endpoint.pod.namespace)
         self._touch(Dirty(), always=True, urgent=True)
+        self._free.set()
         await self._admissions.committed()

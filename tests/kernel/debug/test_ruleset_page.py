@@ -124,3 +124,9 @@ async def test_commits_in_quick_succession_do_not_keep_a_large_table_from_being_
     assert changes > 1
     await large.put(policy("x/q", selector(app="b"), egress=[rule()], types=["Egress"]))
     assert (await large.json("/debug/ruleset"))["equal"]
+
+
+async def test_a_pod_that_starts_waits_for_no_reader(bed: DebugBed) -> None:
+    with bed.dataplane.held():
+        async with asyncio.timeout(30):
+            await bed.pod("x/late", app="late")
