@@ -71,7 +71,11 @@ class Sinks:
 class Tenant:
     """One name on one node under which pods come and go, one after the other."""
 
-    def __init__(self, lab: Lab, runtime: Runtime, sinks: Sinks, ledger: Ledger, *, seed: str, node: int) -> None:
+    def __init__(
+        self, lab: Lab, runtime: Runtime, sinks: Sinks, ledger: Ledger, *, seed: str, node: int, silent: bool
+    ) -> None:
+        """`silent`: some of its pods go without any DEL."""
+        self._silent = silent
         self._lab = lab
         self._runtime = runtime
         self._sinks = sinks
@@ -217,7 +221,7 @@ class Tenant:
             await self._lab.client.patch(path, {"status": status}, "strategic-merge")
 
     async def _leave(self, sandbox: Sandbox, made: Object) -> None:
-        way = self._random.choices(("orderly", "forced", "twice", "silent"), (5, 2, 2, 1))[0]
+        way = self._random.choices(("orderly", "forced", "twice", "silent"), (5, 2, 2, int(self._silent)))[0]
         self._ledger.counts[f"pods left {way}"] += 1
         if way == "forced":
             await self._erase(made)
@@ -235,10 +239,12 @@ class Tenant:
             await self._lab.client.request("DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods/{self._name}", body)
 
 
-def tenants(lab: Lab, runtimes: list[Runtime], sinks: Sinks, ledger: Ledger, *, seed: int, each: int) -> list[Tenant]:
-    """`each` on every node."""
+def tenants(
+    lab: Lab, runtimes: list[Runtime], sinks: Sinks, ledger: Ledger, *, seed: int, each: int, silent: bool
+) -> list[Tenant]:
+    """`each` on every node. `silent`: some of them go without any DEL."""
     return [
-        Tenant(lab, runtime, sinks, ledger, seed=f"{seed}/{node}-{number}", node=node)
+        Tenant(lab, runtime, sinks, ledger, seed=f"{seed}/{node}-{number}", node=node, silent=silent)
         for node, runtime in enumerate(runtimes)
         for number in range(each)
     ]

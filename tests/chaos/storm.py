@@ -29,6 +29,8 @@ class Order(Struct, frozen=True, kw_only=True):
     kills: int
     seed: int
     tenants_per_node: int = 3
+    silent: bool = True
+    """Pods also go without any DEL; then the judge waits for the agents' next audit, half a minute at most."""
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -111,7 +113,9 @@ async def _storm(lab: Lab, ledger: Ledger, weather: Weather, order: Order) -> No
         runtimes = [Runtime(lab, node, ledger) for node in range(NODES)]
         for runtime in runtimes:
             stack.callback(runtime.close)
-        guests = tenants(lab, runtimes, sinks, ledger, seed=order.seed, each=order.tenants_per_node)
+        guests = tenants(
+            lab, runtimes, sinks, ledger, seed=order.seed, each=order.tenants_per_node, silent=order.silent
+        )
         killers = [
             Killer(lab, node, ledger, order.seed, lambda: len(ledger.kills) < order.kills) for node in range(NODES)
         ]

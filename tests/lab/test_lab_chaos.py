@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.kernel]
 @pytest.mark.timeout(400)
 async def test_killed_agents_lose_no_packet_no_address_and_no_rule() -> None:
     seed = int(os.environ.get("NETAGENT_CHAOS_SEED", "6"))
-    outcome = await play(Order(kills=6, seed=seed, tenants_per_node=2))
+    outcome = await play(Order(kills=6, seed=seed, tenants_per_node=2, silent=False))
     print(outcome.text())
     assert not outcome.ledger.wrong, outcome.text()
     assert len(outcome.ledger.kills) >= 6
