@@ -221,9 +221,9 @@ async def test_the_rights_are_those_that_are_used(
             await _say_twice(bed, api)
             if overlay in ("lease", "network-only"):
                 store = LeaseStore(api, "kube-system")
-                (lease,) = await store.all()
+                (lease,) = (await store.all()).leases
                 assert await store.get(lease.subnet)
-                (lease,) = await store.all()
+                (lease,) = (await store.all()).leases
                 await store.delete(lease)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DEADLINE_S):
