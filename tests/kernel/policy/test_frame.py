@@ -112,6 +112,33 @@ async def test_untracked_packets_reach_no_isolated_pod(bed: Bed) -> None:
         await bed.nft.run("delete table inet untracking\n")
 
 
+@pytest.mark.parametrize("version", [4, 6])
+async def test_untracked_packets_are_judged_at_both_ends(bed: Bed, version: int) -> None:
+    """A client whose class admits everything does not open the server's."""
+    await bed.nft.run(
+        "add table inet untracking\n"
+        "add chain inet untracking prerouting { type filter hook prerouting priority raw - 10; }\n"
+        "add rule inet untracking prerouting udp dport { 7001, 7002 } notrack\n"
+    )
+    try:
+        client, closed, free = await bed.pod("x/a", app="a"), await bed.pod("x/b", app="b"), await bed.pod("x/c")
+        out = policy("x/out", selector(app="a"), egress=[rule()])
+        door = [rule([pods(app="a")], [port(7001, "UDP")])]
+        await bed.put(out, policy("x/in", selector(app="b"), ingress=door))
+        tried = bed.flow(flood(client, closed.ip(version), closed, 7001))
+        await bed.flowing(bed.flow(flood(client, free.ip(version), free, 7002)))
+        await bed.until("packets were tried", lambda: tried.sent > 50)
+        assert tried.received == 0
+        await bed.put(policy("x/in", selector(app="b"), ingress=[rule()]))
+        await bed.flowing(tried)
+        moment_ns = await bed.put(policy("x/out", selector(app="a"), egress=door))
+        sent = tried.sent
+        await bed.until("packets were tried", lambda: tried.sent > sent + 50)
+        assert tried.sent_after_and_received(moment_ns) == 0
+    finally:
+        await bed.nft.run("delete table inet untracking\n")
+
+
 def marks(*words: str) -> set[int]:
     """Conntrack marks of the flows whose line holds all the words."""
     found = set()
