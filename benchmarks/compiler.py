@@ -24,11 +24,11 @@ from benchmarks import bed, workload
 from benchmarks.bed import progress
 from benchmarks.stats import summarise
 from benchmarks.workload import NODE, Shape
-from netagent.core.compiler import Compiler
-from netagent.core.frame import FrameSettings
-from netagent.core.generation import Stamp
-from netagent.core.render import render, replacement
-from netagent.core.store import Dirty, Store
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.frame import FrameSettings
+from netagent.core.policy.generation import Stamp
+from netagent.core.policy.render import render, replacement
+from netagent.core.policy.store import Dirty, Store
 from netagent.ports import TableInventory
 from netagent.records import Change, Endpoint, Kind, Pod, Upserted
 

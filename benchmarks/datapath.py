@@ -32,7 +32,7 @@ from benchmarks.compiler import Bench
 from benchmarks.routers import Router, forget_closed, router
 from benchmarks.stats import summarise
 from benchmarks.workload import Object, Shape
-from netagent.core.frame import FrameSettings
+from netagent.core.policy.frame import FrameSettings
 from netagent.records import Change, Kind
 
 POLICIES = (0, 1, 100, 1000, 10_000)

@@ -27,12 +27,12 @@ from msgspec import Struct, structs
 from benchmarks import bed
 from benchmarks.bed import progress
 from benchmarks.stats import summarise
-from netagent.core.compiler import Compiler
-from netagent.core.frame import FrameSettings
-from netagent.core.generation import Stamp
-from netagent.core.render import elements_alone, render, replacement
-from netagent.core.ruleset import ChainDecl, Delta, SetDecl
-from netagent.core.store import Store
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.frame import FrameSettings
+from netagent.core.policy.generation import Stamp
+from netagent.core.policy.render import elements_alone, render, replacement
+from netagent.core.policy.ruleset import ChainDecl, Delta, SetDecl
+from netagent.core.policy.store import Store
 from netagent.kernel.nft import TABLE, LibNftables
 from netagent.ports import ElementTransaction, StampChange, TableInventory
 
@@ -118,7 +118,7 @@ Way = Callable[[Node, Delta, Stamp], Awaitable[None]]
 
 
 async def as_agent(node: Node, delta: Delta, stamp: Stamp) -> None:
-    """As `agent.sync` does."""
+    """As `agent.dataplane.sync` does."""
     few = elements_alone(delta, StampChange(stamp.mask, stamp.bits) if delta.revokes else None)
     if isinstance(few, ElementTransaction):
         await node.nft.run_elements(few)

@@ -23,9 +23,9 @@ import msgspec
 
 from benchmarks import bed
 from benchmarks.stats import Summary, summarise
-from netagent.agent.network import PodNetwork
+from netagent.agent.network.podnetwork import PodNetwork
 from netagent.config import NetworkConfig
-from netagent.core.podnet import vtep_mac
+from netagent.core.network.podnet import vtep_mac
 from netagent.records import Key, SubnetLease
 
 ISOLATED = "NETAGENT_BENCH_ISOLATED"

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 import orjson
 
 from netagent import cli
-from netagent.agent import sync
-from netagent.core.compiler import Compiler
-from netagent.core.ruleset import Ruleset
+from netagent.agent.dataplane import sync
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.ruleset import Ruleset
 from netagent.kube import decode
 from netagent.records import Change, Kind, Listed, Upserted
 

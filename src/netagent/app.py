@@ -16,31 +16,31 @@ from typing import Any
 from aiohttp import web
 
 from netagent import logs
-from netagent.agent import debug
-from netagent.agent.abandoned import AbandonedLeases
-from netagent.agent.apistate import ApiState
-from netagent.agent.bridges import OthersBridges
-from netagent.agent.cni import CniServer
-from netagent.agent.cnisocket import AnotherAgentError, only_agent
-from netagent.agent.condition import Lack, NetworkCondition
-from netagent.agent.denials import DenialCounts
-from netagent.agent.drift import DriftWatch
-from netagent.agent.droplog import DropLog
-from netagent.agent.forward import ForwardAccepts
-from netagent.agent.health import Health, Heartbeat
-from netagent.agent.http import HttpServer
-from netagent.agent.lease import LOST, LeaseKeeper
-from netagent.agent.mode import resolve_mode
-from netagent.agent.network import PodNetwork
-from netagent.agent.nodenet import NodeNet
-from netagent.agent.podlinks import PodLinks
-from netagent.agent.podmtu import PodMtu
-from netagent.agent.policyevents import PolicyEvents
-from netagent.agent.sync import Dataplane
+from netagent.agent.dataplane.denials import DenialCounts
+from netagent.agent.dataplane.drift import DriftWatch
+from netagent.agent.dataplane.droplog import DropLog
+from netagent.agent.dataplane.forward import ForwardAccepts
+from netagent.agent.dataplane.sync import Dataplane
+from netagent.agent.http import debug
+from netagent.agent.http.apistate import ApiState
+from netagent.agent.http.health import Health, Heartbeat
+from netagent.agent.http.policyevents import PolicyEvents
+from netagent.agent.http.server import HttpServer
+from netagent.agent.network.abandoned import AbandonedLeases
+from netagent.agent.network.bridges import OthersBridges
+from netagent.agent.network.condition import Lack, NetworkCondition
+from netagent.agent.network.lease import LOST, LeaseKeeper
+from netagent.agent.network.mode import resolve_mode
+from netagent.agent.network.nodenet import NodeNet
+from netagent.agent.network.podnetwork import PodNetwork
+from netagent.agent.pods.cni import CniServer
+from netagent.agent.pods.cnisocket import AnotherAgentError, only_agent
+from netagent.agent.pods.podlinks import PodLinks
+from netagent.agent.pods.podmtu import PodMtu
 from netagent.config import Config
-from netagent.core.flannel import render_subnet_env
-from netagent.core.frame import frame_settings
-from netagent.core.underlay import public_ip_overrides
+from netagent.core.network.flannel import render_subnet_env
+from netagent.core.network.underlay import public_ip_overrides
+from netagent.core.policy.frame import frame_settings
 from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError
 from netagent.disk.hostlocal import HostLocal

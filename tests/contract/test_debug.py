@@ -159,9 +159,9 @@ async def test_pages_of_the_process(site: Site) -> None:
 async def test_levels_change_while_it_runs(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     agent = site.agent
     words = ["log-level", "--address", agent.debug]
-    assert await asyncio.to_thread(cli.main, [*words, "debug", "netagent.agent.sync"]) == 0
-    assert capsys.readouterr().out == "all: info\nnetagent.agent.sync: debug\n"
-    assert await asyncio.to_thread(cli.main, [*words, "", "netagent.agent.sync"]) == 0
+    assert await asyncio.to_thread(cli.main, [*words, "debug", "netagent.agent.dataplane.sync"]) == 0
+    assert capsys.readouterr().out == "all: info\nnetagent.agent.dataplane.sync: debug\n"
+    assert await asyncio.to_thread(cli.main, [*words, "", "netagent.agent.dataplane.sync"]) == 0
     assert await asyncio.to_thread(cli.main, [*words, "error"]) == 0
     assert await asyncio.to_thread(cli.main, words) == 0
     assert capsys.readouterr().out.endswith("all: error\n")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from netagent import cli, config
-from netagent.core.clusterchecks import Right, rights
+from netagent.core.doctor.clusterchecks import Right, rights
 from support.doctorbed import Found, sort
 
 RENDERED = Path(__file__).resolve().parents[2] / "manifests" / "rendered"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from netagent.agent.lease import LeaseKeeper
+from netagent.agent.network.lease import LeaseKeeper
 from netagent.config import ApiConfig, NetworkConfig
 from netagent.kube.client import ApiClient, ApiError, connect
 from netagent.kube.events import EventWriter, Note, set_network_available

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from netagent.agent.abandoned import AbandonedLeases
-from netagent.agent.condition import Lack, NetworkCondition
-from netagent.agent.lease import LOST
+from netagent.agent.network.abandoned import AbandonedLeases
+from netagent.agent.network.condition import Lack, NetworkCondition
+from netagent.agent.network.lease import LOST
 from netagent.config import NetworkConfig
-from netagent.core.store import Store
+from netagent.core.policy.store import Store
 from netagent.kube import leases
 from netagent.kube.events import EventWriter
 from netagent.kube.reflector import Reflector, resources

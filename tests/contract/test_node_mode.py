@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from netagent.agent.condition import Lack, NetworkCondition
-from netagent.agent.mode import choose_mode
-from netagent.agent.nodenet import NodeNet
+from netagent.agent.network.condition import Lack, NetworkCondition
+from netagent.agent.network.mode import choose_mode
+from netagent.agent.network.nodenet import NodeNet
 from netagent.config import ApiConfig, NetworkConfig
 from netagent.disk.state import ModeMemory
 from netagent.kube.client import ApiClient, connect

@@ -16,11 +16,11 @@ from typing import TypeVar, cast
 
 from aiohttp import web
 
-from netagent.agent.cni import CniServer
+from netagent.agent.pods.cni import CniServer
 from netagent.config import ApiConfig, CniConfig
-from netagent.core.parties import Cluster, cluster_of, frozen
-from netagent.core.policy import compile_policy
-from netagent.core.store import Store
+from netagent.core.policy.meaning import compile_policy
+from netagent.core.policy.store import Store
+from netagent.core.questions.parties import Cluster, cluster_of, frozen
 from netagent.disk.allocations import Allocations
 from netagent.kernel.entries import Devices
 from netagent.kernel.links import Link

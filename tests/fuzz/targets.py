@@ -18,13 +18,15 @@ import orjson
 from fuzz.mutate import FIELD
 from fuzz.scenes import GENERATION, LOGGED, TOUCH, Node, cluster, devices, directory, one_loop
 from netagent import config, logs
-from netagent.agent.proposals import ProposalError, read_proposal
+from netagent.agent.http.proposals import ProposalError, read_proposal
 from netagent.config import ConfigError
-from netagent.core import cni, droplog, explain, migrate, simulate
+from netagent.core import cni, droplog
 from netagent.core.cni import CniError
-from netagent.core.flannel import read_backend_data
-from netagent.core.parties import QuestionError, parse_question
-from netagent.core.policy import compile_policy
+from netagent.core.network import migrate
+from netagent.core.network.flannel import read_backend_data
+from netagent.core.policy.meaning import compile_policy
+from netagent.core.questions import explain, simulate
+from netagent.core.questions.parties import QuestionError, parse_question
 from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError
 from netagent.disk.hostlocal import HostLocal

@@ -8,7 +8,7 @@ import pytest
 
 from fuzz.targets import TARGETS
 from netagent import config
-from netagent.agent.cni import MAX_BODY_BYTES
+from netagent.agent.pods.cni import MAX_BODY_BYTES
 from netagent.config import ConfigError
 from netagent.core import cni
 from netagent.core.cni import CniError

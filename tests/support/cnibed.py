@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from netagent.agent.cni import CniServer
+from netagent.agent.pods.cni import CniServer
 from netagent.cni import install
 from netagent.config import CniConfig
 from netagent.disk.allocations import Allocations

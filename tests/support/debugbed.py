@@ -9,14 +9,14 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from netagent.agent import questions, views
-from netagent.agent.dump import DumpPage
-from netagent.agent.guard import guard
-from netagent.agent.pages import Pages
-from netagent.agent.reading import PatientReader, RulesetPage
+from netagent.agent.http import questions, views
+from netagent.agent.http.dump import DumpPage
+from netagent.agent.http.guard import guard
+from netagent.agent.http.pages import Pages
+from netagent.agent.http.reading import PatientReader, RulesetPage
 from netagent.config import Config
-from netagent.core.frame import FrameSettings
-from netagent.core.replay import Situation
+from netagent.core.policy.frame import FrameSettings
+from netagent.core.questions.replay import Situation
 from netagent.kernel.nft import LibNftables
 from support.podbed import Bed
 

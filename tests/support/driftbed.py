@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 
-from netagent.agent.drift import DriftWatch
+from netagent.agent.dataplane.drift import DriftWatch
 from netagent.kernel.nft import TABLE_NAME
 from netagent.metrics import Metrics
 from support.podbed import Bed

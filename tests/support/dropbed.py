@@ -5,8 +5,8 @@ import contextlib
 import logging
 from typing import Any, Self
 
-from netagent.agent.denials import DenialCounts
-from netagent.agent.droplog import DropLog
+from netagent.agent.dataplane.denials import DenialCounts
+from netagent.agent.dataplane.droplog import DropLog
 from netagent.config import PolicyConfig
 from netagent.metrics import Metrics
 from support.podbed import Bed

@@ -13,8 +13,8 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOL_SOCKET, socket
 from msgspec.structs import replace
 
 from netagent.config import NetworkConfig
-from netagent.core import flannel
-from netagent.core.nodenet import leases_of
+from netagent.core.network import flannel
+from netagent.core.network.nodenet import leases_of
 from netagent.records import Key, SubnetLease
 from netagent.records import Node as NodeRecord
 from support.podnetbed import ECHO_PORT, Echo, Node, in_netns, sh

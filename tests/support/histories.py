@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from hypothesis import strategies as st
 from msgspec import Struct, field
 
-from netagent.core.compiler import Compiler
-from netagent.core.frame import FrameSettings
-from netagent.core.store import Dirty, Store, same_pod
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.frame import FrameSettings
+from netagent.core.policy.store import Dirty, Store, same_pod
 from netagent.records import (
     Change,
     ContainerPort,

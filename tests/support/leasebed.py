@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
-from netagent.agent.lease import LeaseKeeper
+from netagent.agent.network.lease import LeaseKeeper
 from netagent.config import ApiConfig, NetworkConfig
 from netagent.kube import leases
 from netagent.kube.client import ApiClient, Unreachable, connect

@@ -7,10 +7,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from netagent.agent import questions
-from netagent.agent.guard import guard
-from netagent.agent.health import Health
-from netagent.agent.page import StatusPage
+from netagent.agent.http import questions
+from netagent.agent.http.guard import guard
+from netagent.agent.http.health import Health
+from netagent.agent.http.page import StatusPage
 from netagent.config import Config
 from support.podbed import Bed
 

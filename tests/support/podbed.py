@@ -13,9 +13,9 @@ from ipaddress import IPv6Address
 from types import TracebackType
 from typing import Self
 
-from netagent.agent.sync import Dataplane
+from netagent.agent.dataplane.sync import Dataplane
 from netagent.config import PolicyConfig
-from netagent.core.frame import FrameSettings
+from netagent.core.policy.frame import FrameSettings
 from netagent.kernel.nft import LibNftables
 from netagent.metrics import Metrics
 from netagent.ports import Nft

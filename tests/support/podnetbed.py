@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from netagent.agent.network import PodNetStatus, PodNetwork
+from netagent.agent.network.podnetwork import PodNetStatus, PodNetwork
 from netagent.config import NetworkConfig
 from netagent.ports import PodNetState
 from netagent.records import Key, SubnetLease

@@ -3,9 +3,9 @@
 import asyncio
 import time
 
-from netagent.agent.sync import Dataplane
+from netagent.agent.dataplane.sync import Dataplane
 from netagent.config import PolicyConfig
-from netagent.core.frame import FrameSettings
+from netagent.core.policy.frame import FrameSettings
 from netagent.metrics import Metrics
 from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
 from netagent.records import Kind, Listed

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netagent.core import backlog as module
-from netagent.core.backlog import PORTION, READ_AT_ONCE, RELABELLED_AT_ONCE, Backlog
-from netagent.core.compiler import Compiler
-from netagent.core.store import Dirty
+from netagent.core.policy import backlog as module
+from netagent.core.policy.backlog import PORTION, READ_AT_ONCE, RELABELLED_AT_ONCE, Backlog
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.store import Dirty
 from netagent.records import Key, Kind, NetworkPolicy, Record
 from support import words
 from support.histories import Admitted, State, Step, decided, new_compiler, states, steps, take

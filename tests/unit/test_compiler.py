@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from netagent.core.compiler import UNKNOWN_POD, Compiler
-from netagent.core.frame import POD_LINKS
-from netagent.core.ruleset import Delta
+from netagent.core.policy.compiler import UNKNOWN_POD, Compiler
+from netagent.core.policy.frame import POD_LINKS
+from netagent.core.policy.ruleset import Delta
 from netagent.records import Endpoint, Key, Kind, Pod, Record, Undecodable
 from support import words
 from support.histories import Admitted, Withdrawn, new_compiler, replay

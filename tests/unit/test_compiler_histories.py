@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netagent.core.compiler import Compiler
+from netagent.core.policy.compiler import Compiler
 from support.histories import State, Step, decided, new_compiler, replay, states, steps
 
 STATES = st.lists(states().map(decided), min_size=1, max_size=4)

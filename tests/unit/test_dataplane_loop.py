@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from netagent.agent.sync import UNREADY_AFTER, Dataplane
+from netagent.agent.dataplane.sync import UNREADY_AFTER, Dataplane
 from netagent.config import PolicyConfig
-from netagent.core.frame import FrameSettings
+from netagent.core.policy.frame import FrameSettings
 from netagent.metrics import Metrics
 from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
 from netagent.records import Endpoint, Key, Kind, Listed, Pod, Upserted

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netagent.core.droplog import Drop, DroppedPacket, NotAPacketError, Party, TokenBucket, as_judged, parse, resolve
-from netagent.core.policy import Direction
+from netagent.core.policy.meaning import Direction
 from netagent.logs import JsonLines
 from netagent.records import Key
 

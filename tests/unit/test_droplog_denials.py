@@ -1,7 +1,7 @@
 """Counts per policy from counters that come and go."""
 
-from netagent.core.denials import GONE_KEPT_S, OTHER, DenialTally, Share
-from netagent.core.policy import Direction
+from netagent.core.policy.denials import GONE_KEPT_S, OTHER, DenialTally, Share
+from netagent.core.policy.meaning import Direction
 from netagent.ports import CounterValue
 from netagent.records import Key
 

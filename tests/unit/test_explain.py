@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from netagent.core import explain
-from netagent.core.explain import Answer, DirectionAnswer, Explanation
-from netagent.core.parties import Cluster, QuestionError, cluster_of, parse_question
-from netagent.core.policy import Direction, compile_policy
-from netagent.core.store import Store
+from netagent.core.policy.meaning import Direction, compile_policy
+from netagent.core.policy.store import Store
+from netagent.core.questions import explain
+from netagent.core.questions.explain import Answer, DirectionAnswer, Explanation
+from netagent.core.questions.parties import Cluster, QuestionError, cluster_of, parse_question
 from netagent.records import (
     ContainerPort,
     Endpoint,

@@ -3,9 +3,9 @@
 import pytest
 
 from netagent.config import Config, NetworkConfig
-from netagent.core import clusterchecks, firewallchecks, hostchecks, placechecks
-from netagent.core.findings import LEVELS, Finding, Level, exit_status, text, worst
-from netagent.core.hostchecks import Device
+from netagent.core.doctor import clusterchecks, firewallchecks, hostchecks, placechecks
+from netagent.core.doctor.findings import LEVELS, Finding, Level, exit_status, text, worst
+from netagent.core.doctor.hostchecks import Device
 from netagent.records import Key, Node
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from netagent.core import migrate
-from netagent.core.ipam import AddressRefusedError, Pool, SubnetFullError
+from netagent.core.network import migrate
+from netagent.core.network.ipam import AddressRefusedError, Pool, SubnetFullError
 from netagent.disk.hostlocal import HostLocal
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from netagent.core import flannel
-from netagent.core.flannel import End
+from netagent.core.network import flannel
+from netagent.core.network.flannel import End
 
 NAMES = flannel.names(flannel.DEFAULT_PREFIX)
 PREFIX = "flannel.alpha.coreos.com/"

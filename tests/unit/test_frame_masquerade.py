@@ -1,6 +1,6 @@
 """The chain that masquerades, as a function of what the node knows; who sees what is in tests/kernel/masquerade."""
 
-from netagent.core.frame import FrameSettings, frame
+from netagent.core.policy.frame import FrameSettings, frame
 
 POOLS = ("10.244.0.0/16", "100.64.0.0/16", "fd44::/48")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from netagent.core.generation import Stamp, must_clear, of_kernel
+from netagent.core.policy.generation import Stamp, must_clear, of_kernel
 
 MASKS = [0xFFFF0000, 0xF, 0x000FF000, 0xF0000000, 0xFFFFFFFF]
 

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from netagent.agent.health import BEAT_S, LATE_S, Health, Heartbeat
-from netagent.agent.http import HttpServer
-from netagent.agent.sync import STUCK_S
+from netagent.agent.dataplane.sync import STUCK_S
+from netagent.agent.http.health import BEAT_S, LATE_S, Health, Heartbeat
+from netagent.agent.http.server import HttpServer
 from netagent.config import HttpConfig
 from netagent.metrics import Metrics
 from netagent.records import Kind, Listed
@@ -144,7 +144,7 @@ async def test_remarks_are_told_and_change_nothing(site: Site) -> None:
 async def test_a_blocked_event_loop_shows_its_stack(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("netagent.agent.health.BLOCKED_S", 0.05)
+    monkeypatch.setattr("netagent.agent.http.health.BLOCKED_S", 0.05)
     async with running(Heartbeat(Metrics().loop_lag).run()):
         await asyncio.sleep(0)
         time.sleep(0.5)  # noqa: ASYNC251 - the point of it

@@ -6,8 +6,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netagent.core.intervals import block_ranges, holds, range_text, united, without
-from netagent.core.policy import BlockPeer
+from netagent.core.policy.intervals import block_ranges, holds, range_text, united, without
+from netagent.core.policy.meaning import BlockPeer
 
 ROOM = 40
 RANGES = st.tuples(st.integers(0, ROOM), st.integers(0, ROOM)).map(lambda pair: (min(pair), max(pair)))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netagent.core.ipam import (
+from netagent.core.network.ipam import (
     MAX_FRESH,
     AddressRefusedError,
     Pool,

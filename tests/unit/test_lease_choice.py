@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netagent.config import NetworkConfig
-from netagent.core.lease import (
+from netagent.core.network.lease import (
     Create,
     Exhausted,
     Keep,

@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from netagent.config import MIN_GRACE_S, Config, ConfigError, NetworkConfig, check
-from netagent.core.lease import abandoned, allocatable_until_s, available
+from netagent.core.network.lease import abandoned, allocatable_until_s, available
 from netagent.kube.clock import AGREES_S, ServerClock
 from netagent.records import Key, SubnetLease
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from netagent.core.peers import PeerTable, Self
-from netagent.core.store import Store
+from netagent.core.network.peers import PeerTable, Self
+from netagent.core.policy.store import Store
 from netagent.kube import decode, leases
 from netagent.kube.wire import MALFORMED, DecodeError
 from netagent.records import Kind, SubnetLease, Undecodable, Upserted

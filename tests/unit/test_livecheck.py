@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from netagent.core.livecheck import LiveAnswer, Packet, livecheck
+from netagent.core.questions.livecheck import LiveAnswer, Packet, livecheck
 
 Expressions = list[dict[str, Any]]
 

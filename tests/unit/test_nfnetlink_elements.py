@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netagent.core.render import FAST_ELEMENTS, elements_alone
-from netagent.core.ruleset import Ruleset, SetDecl
+from netagent.core.policy.render import FAST_ELEMENTS, elements_alone
+from netagent.core.policy.ruleset import Ruleset, SetDecl
 from netagent.kernel.nfbatch import Answer, answers
 from netagent.kernel.nfelements import (
     BATCH_BEGIN,

@@ -2,9 +2,9 @@
 
 from msgspec.structs import replace
 
-from netagent.core import flannel
-from netagent.core.flannel import End
-from netagent.core.nodenet import NodeLeases, leases_of, missing_families, waits_for
+from netagent.core.network import flannel
+from netagent.core.network.flannel import End
+from netagent.core.network.nodenet import NodeLeases, leases_of, missing_families, waits_for
 from netagent.records import Key, Kind, Node, Removed, Undecodable, Upserted
 
 NAMES = flannel.names(flannel.DEFAULT_PREFIX)

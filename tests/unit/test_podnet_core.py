@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from netagent.config import NetworkConfig
-from netagent.core.nodeplan import NodePlan, plan_node
-from netagent.core.podnet import (
+from netagent.core.network.nodeplan import NodePlan, plan_node
+from netagent.core.network.podnet import (
     AddressKey,
     End,
     Entries,
@@ -27,7 +27,7 @@ from netagent.core.podnet import (
     tunnel_entries,
     vtep_mac,
 )
-from netagent.core.underlay import Interface, Way, Wish, pod_mtu
+from netagent.core.network.underlay import Interface, Way, Wish, pod_mtu
 
 LINK = Vxlan(vni=1, port=8472, local="192.0.2.1", underlay=2, mac="02:00:00:00:00:01", mtu=1450)
 ETH0 = Interface(index=2, name="eth0", mtu=1500, addresses=("192.0.2.9", "192.0.2.1", "fd00::1"))

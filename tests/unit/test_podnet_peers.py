@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from netagent.core.peers import PeerTable, Self
-from netagent.core.podnet import FdbKey, NeighbourKey, Route, RouteKey
-from netagent.core.underlay import LinkRoute, Neighbourhood
+from netagent.core.network.peers import PeerTable, Self
+from netagent.core.network.podnet import FdbKey, NeighbourKey, Route, RouteKey
+from netagent.core.network.underlay import LinkRoute, Neighbourhood
 from netagent.records import Key, SubnetLease
 
 NODE = Self(

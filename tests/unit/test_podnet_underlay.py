@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from netagent.config import ConfigError, NetworkConfig, check, decode
-from netagent.core.underlay import (
+from netagent.core.network.underlay import (
     Interface,
     LinkRoute,
     Neighbourhood,

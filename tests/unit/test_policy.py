@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import pytest
 
-from netagent.core.policy import (
+from netagent.core.policy.meaning import (
     BlockPeer,
     Direction,
     NamedPort,
@@ -14,7 +14,7 @@ from netagent.core.policy import (
     Rule,
     compile_policy,
 )
-from netagent.core.selectors import EVERYTHING, Selector, compile_selector
+from netagent.core.policy.selectors import EVERYTHING, Selector, compile_selector
 from netagent.records import LabelSelector, NetworkPolicy, PolicyPeer, PolicyPort
 from support.words import Expression, block, namespaces, pods, policy, port, rule, selector
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from netagent.agent.policyevents import PATIENCE_S, POLICIES_PER_LOOK, PolicyEvents
+from netagent.agent.http.policyevents import PATIENCE_S, POLICIES_PER_LOOK, PolicyEvents
 from netagent.kube.events import Note
 from netagent.records import Key, Kind, NetworkPolicy
 from support.stubborn import StubbornNode

@@ -3,8 +3,9 @@
 import msgspec
 import pytest
 
-from netagent.core import explain, findings, simulate, status
-from netagent.core.parties import parse_question
+from netagent.core.doctor import findings
+from netagent.core.questions import explain, simulate, status
+from netagent.core.questions.parties import parse_question
 from netagent.printable import one_line
 from support import words
 from support.words import policy, rule, selector

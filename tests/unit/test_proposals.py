@@ -2,8 +2,8 @@
 
 import pytest
 
-from netagent.agent.proposals import ProposalError, read_proposal
-from netagent.core.policy import Direction
+from netagent.agent.http.proposals import ProposalError, read_proposal
+from netagent.core.policy.meaning import Direction
 from netagent.records import Key
 
 POLICY = """

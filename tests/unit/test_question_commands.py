@@ -10,11 +10,11 @@ import pytest
 from aiohttp import web
 
 from netagent import cli
-from netagent.core import explain
-from netagent.core.explain import Explanation
-from netagent.core.parties import cluster_of, parse_question
-from netagent.core.policy import compile_policy
-from netagent.core.store import Store
+from netagent.core.policy.meaning import compile_policy
+from netagent.core.policy.store import Store
+from netagent.core.questions import explain
+from netagent.core.questions.explain import Explanation
+from netagent.core.questions.parties import cluster_of, parse_question
 from support import words
 from support.words import pods, policy, rule, selector
 

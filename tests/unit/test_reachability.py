@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netagent.core import explain, reachability
-from netagent.core.openings import EVERYTHING, NOTHING, Openings, both, either, openings
-from netagent.core.parties import ASKABLE, ICMP, Cluster, QuestionError, cluster_of, parse_question
-from netagent.core.policy import PROTOCOLS, compile_policy
-from netagent.core.reachability import HERE, NODE, REMOTE, Reachability
-from netagent.core.store import Store
+from netagent.core.policy.meaning import PROTOCOLS, compile_policy
+from netagent.core.policy.store import Store
+from netagent.core.questions import explain, reachability
+from netagent.core.questions.openings import EVERYTHING, NOTHING, Openings, both, either, openings
+from netagent.core.questions.parties import ASKABLE, ICMP, Cluster, QuestionError, cluster_of, parse_question
+from netagent.core.questions.reachability import HERE, NODE, REMOTE, Reachability
 from netagent.records import Endpoint, NetworkPolicy, Record, Upserted
 from support import words
 from support.views import views

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from netagent.agent.apistate import remark
+from netagent.agent.http.apistate import remark
 from netagent.config import ApiConfig
 from netagent.kube.backoff import RETRY_AFTER_CAP_S, Backoff, most_attempts
 from netagent.kube.client import ApiError, TooLarge, Unreachable, connect

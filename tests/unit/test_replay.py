@@ -6,11 +6,11 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netagent.core.compiler import Compiler
-from netagent.core.frame import FrameSettings
-from netagent.core.replay import Situation, View, replay, view_of
-from netagent.core.store import Store
-from netagent.core.tabletext import Table, compare, desired, normal, snapshot
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.frame import FrameSettings
+from netagent.core.policy.store import Store
+from netagent.core.questions.replay import Situation, View, replay, view_of
+from netagent.core.questions.tabletext import Table, compare, desired, normal, snapshot
 from netagent.records import Endpoint, Kind, Undecodable
 from support import histories
 from support.histories import State, new_compiler, states, steps

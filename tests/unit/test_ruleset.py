@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netagent.core.ruleset import ChainDecl, Delta, Ruleset, SetDecl
+from netagent.core.policy.ruleset import ChainDecl, Delta, Ruleset, SetDecl
 
 SET, NARROW = SetDecl("ipv4_addr"), SetDecl("ipv4_addr", narrows=True)
 MAP = SetDecl("ipv4_addr : verdict", narrows=True)

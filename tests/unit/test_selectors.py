@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netagent.core.selectors import EVERYTHING, Selector, SelectorIndex, compile_selector
+from netagent.core.policy.selectors import EVERYTHING, Selector, SelectorIndex, compile_selector
 from netagent.records import LabelSelector, Requirement
 from support import oracle
 from support.words import Expression, selector

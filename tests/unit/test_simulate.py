@@ -7,12 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from netagent.core import simulate
-from netagent.core.judgement import Flow
-from netagent.core.parties import Cluster, cluster_of, parties
-from netagent.core.policy import Policy, PortRange, compile_policy
-from netagent.core.simulate import OpenFlow, Proposal, Simulation
-from netagent.core.store import Store
+from netagent.core.policy.meaning import Policy, PortRange, compile_policy
+from netagent.core.policy.store import Store
+from netagent.core.questions import simulate
+from netagent.core.questions.judgement import Flow
+from netagent.core.questions.parties import Cluster, cluster_of, parties
+from netagent.core.questions.simulate import OpenFlow, Proposal, Simulation
 from netagent.records import Endpoint, Key, NetworkPolicy, Pod, Record
 from support import words
 from support.histories import LABELS, NAMES, State, policy_records, states, steps, take

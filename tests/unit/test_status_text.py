@@ -2,7 +2,7 @@
 
 import msgspec
 
-from netagent.core.status import SHOWN, State, Status, duration, status, text
+from netagent.core.questions.status import SHOWN, State, Status, duration, status, text
 
 
 def page(tree: object, **parts: str) -> tuple[Status, str]:

@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netagent.core.selectors import compile_selector
-from netagent.core.store import Store
+from netagent.core.policy.selectors import compile_selector
+from netagent.core.policy.store import Store
 from netagent.records import Endpoint, Key, Kind, LabelSelector, Listed, Pod, Removed, Undecodable
 from support import words
 from support.histories import IPS, SELECTORS, State, states, steps, take

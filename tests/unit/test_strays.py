@@ -2,8 +2,8 @@
 
 import pytest
 
-from netagent.agent.strays import Strays, stand_ins
-from netagent.core.store import Store
+from netagent.agent.pods.strays import Strays, stand_ins
+from netagent.core.policy.store import Store
 from netagent.records import Endpoint, Key, Kind, Listed, Pod
 from support import words
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from msgspec import Struct, structs
 
-from netagent.core import backlog, peersets
-from netagent.core.backlog import Backlog
-from netagent.core.generation import Stamp
-from netagent.core.peersets import PeerSets
-from netagent.core.render import elements_alone, render
-from netagent.core.ruleset import Delta, Ruleset
-from netagent.core.selectors import Selector
-from netagent.core.store import Store
+from netagent.core.policy import backlog, peersets
+from netagent.core.policy.backlog import Backlog
+from netagent.core.policy.generation import Stamp
+from netagent.core.policy.peersets import PeerSets
+from netagent.core.policy.render import elements_alone, render
+from netagent.core.policy.ruleset import Delta, Ruleset
+from netagent.core.policy.selectors import Selector
+from netagent.core.policy.store import Store
 from netagent.kernel.nfelements import batch, parts
 from netagent.kernel.nfnetlink import messages
 from netagent.ports import StampChange

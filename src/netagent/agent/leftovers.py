@@ -14,10 +14,10 @@ from pathlib import Path
 import orjson
 from msgspec import Struct
 
-from netagent.agent.forward import remove_accepts
+from netagent.agent.dataplane.forward import remove_accepts
 from netagent.cni.install import EXECUTABLE
 from netagent.config import Config
-from netagent.core.podnet import Entries, Key, LinkKey, RouteKey, Step, Vxlan, diff
+from netagent.core.network.podnet import Entries, Key, LinkKey, RouteKey, Step, Vxlan, diff
 from netagent.disk import format as state_format
 from netagent.disk.atomic import DiskError, read_bounded
 from netagent.disk.state import FILE_NAME, MODE_FILE_NAME

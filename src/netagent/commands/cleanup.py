@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _no_agent(loaded: Config, *, needed: bool) -> Iterator[None]:
     """Keep agents from starting while it lasts. Raises CleanupRefusedError where one runs."""
-    from netagent.agent.cnisocket import AnotherAgentError, only_agent  # noqa: PLC0415
+    from netagent.agent.pods.cnisocket import AnotherAgentError, only_agent  # noqa: PLC0415
 
     if not needed or not Path(loaded.cni.socket).parent.is_dir():
         yield

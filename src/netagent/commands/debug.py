@@ -55,7 +55,11 @@ def _add_log_level(subparsers: Subparsers) -> None:
     )
     parser.add_argument("level", nargs="?", metavar="LEVEL", help="debug, info, warning, error; empty: as those above")
     parser.add_argument(
-        "logger", nargs="?", default="", metavar="LOGGER", help="e.g. netagent.agent.sync; all of them by default"
+        "logger",
+        nargs="?",
+        default="",
+        metavar="LOGGER",
+        help="e.g. netagent.agent.dataplane.sync; all of them by default",
     )
     parser.add_argument("--address", default=ADDRESS, metavar="URL", help=f"of the agent's debug HTTP; {ADDRESS}")
     parser.set_defaults(run=_log_level)

@@ -17,10 +17,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from netagent import config
-from netagent.agent.forward import remove_accepts
+from netagent.agent.dataplane.forward import remove_accepts
 from netagent.commands.output import print_json
-from netagent.core import migrate as plans
-from netagent.core.podnet import Step as RouteStep
+from netagent.core.network import migrate as plans
+from netagent.core.network.podnet import Step as RouteStep
 from netagent.disk.allocations import Allocations
 from netagent.disk.atomic import DiskError, read_bounded
 from netagent.disk.hostlocal import HostLocal

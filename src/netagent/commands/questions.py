@@ -13,8 +13,8 @@ import msgspec
 
 from netagent.commands.ask import ADDRESS, AskError, ask
 from netagent.commands.output import add_output
-from netagent.core.explain import Explanation, text
-from netagent.core.parties import ASKABLE
+from netagent.core.questions.explain import Explanation, text
+from netagent.core.questions.parties import ASKABLE
 
 DENIED_STATUS = 2
 """Exit status of `explain --exit-code` for a connection that is not allowed on every IP version."""

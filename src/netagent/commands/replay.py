@@ -16,11 +16,11 @@ import msgspec
 import orjson
 from msgspec import structs
 
-from netagent.core import explain
-from netagent.core.livecheck import LiveAnswer, Packet, livecheck
-from netagent.core.parties import Cluster, Question, QuestionError, parse_question
-from netagent.core.replay import FORMAT, TOP, About, Replayed, Situation, View, replay
-from netagent.core.tabletext import Difference, Table, compare, desired, listed, snapshot, text
+from netagent.core.questions import explain
+from netagent.core.questions.livecheck import LiveAnswer, Packet, livecheck
+from netagent.core.questions.parties import Cluster, Question, QuestionError, parse_question
+from netagent.core.questions.replay import FORMAT, TOP, About, Replayed, Situation, View, replay
+from netagent.core.questions.tabletext import Difference, Table, compare, desired, listed, snapshot, text
 from netagent.ports import NetagentError
 from netagent.printable import one_line
 

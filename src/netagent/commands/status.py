@@ -13,8 +13,8 @@ from netagent.commands import ask
 from netagent.commands.ask import AskError, Readiness, UnreachableError
 from netagent.commands.output import add_output, print_json
 from netagent.config import HttpConfig
-from netagent.core import status
-from netagent.core.status import State, Status
+from netagent.core.questions import status
+from netagent.core.questions.status import State, Status
 
 READY_STATUS, NOT_READY_STATUS, UNREACHABLE_STATUS = 0, 1, 2
 TIMEOUT_S = 10.0

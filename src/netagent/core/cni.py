@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, field
 
-from netagent.core.ipam import AddressRefusedError, canonical
+from netagent.core.network.ipam import AddressRefusedError, canonical
 from netagent.ports import NetagentError
 from netagent.records import Endpoint, Key
 

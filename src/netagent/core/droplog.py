@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from netagent.core.policy import Direction
+from netagent.core.policy.meaning import Direction
 from netagent.ports import NetagentError
 from netagent.records import Key
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from netagent.core.ipam import valid_addresses
+from netagent.core.network.ipam import valid_addresses
 from netagent.disk.atomic import MALFORMED, DiskError, ensure_dir, read_bounded, set_aside, write_atomic
 from netagent.disk.format import require_known_format
 from netagent.records import Endpoint

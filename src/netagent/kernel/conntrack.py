@@ -8,7 +8,7 @@ import asyncio
 import socket
 import sys
 
-from netagent.core.simulate import OpenFlow
+from netagent.core.questions.simulate import OpenFlow
 from netagent.kernel.nfnetlink import MalformedError, attributes, message, messages
 from netagent.ports import NetagentError
 

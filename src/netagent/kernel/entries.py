@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from struct import Struct as Layout
 from typing import NamedTuple
 
-from netagent.core.podnet import (
+from netagent.core.network.podnet import (
     FLANNEL_PROTOCOL,
     ROUTE_PROTOCOL,
     AddressKey,
@@ -24,7 +24,7 @@ from netagent.core.podnet import (
     Verb,
     family_of_device,
 )
-from netagent.core.underlay import LinkRoute
+from netagent.core.network.underlay import LinkRoute
 from netagent.kernel import links
 from netagent.kernel.links import AF, FAMILY, PREFIX_BITS, RTMSG, Address, Link, address_bytes, address_text, mac_bytes
 from netagent.kernel.rtnetlink import (

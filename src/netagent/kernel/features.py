@@ -14,7 +14,7 @@ from typing import Any
 import nftables
 from msgspec import Struct
 
-from netagent.core.podnet import Vxlan
+from netagent.core.network.podnet import Vxlan
 from netagent.kernel import conntrack, links
 from netagent.kernel.netns import CLONE_NEWNET
 from netagent.kernel.nflog import NflogReader

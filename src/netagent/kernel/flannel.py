@@ -6,8 +6,8 @@ For the commands of the migration, with no agent at work on the same things.
 from collections.abc import Sequence
 from typing import Any
 
-from netagent.core import migrate
-from netagent.core.podnet import FLANNEL_PROTOCOL, ROUTE_PROTOCOL, Route, RouteKey, Step, Verb
+from netagent.core.network import migrate
+from netagent.core.network.podnet import FLANNEL_PROTOCOL, ROUTE_PROTOCOL, Route, RouteKey, Step, Verb
 from netagent.kernel.entries import RT_TABLE_MAIN, Devices
 from netagent.kernel.links import AF, RTMSG, list_links
 from netagent.kernel.nft import TABLE, LibNftables

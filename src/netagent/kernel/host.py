@@ -11,7 +11,7 @@ from struct import pack, unpack
 
 from msgspec import Struct
 
-from netagent.core.hostchecks import Device
+from netagent.core.doctor.hostchecks import Device
 from netagent.kernel import links
 from netagent.kernel.links import SIOCETHTOOL
 from netagent.kernel.rtnetlink import Rtnetlink, attributes

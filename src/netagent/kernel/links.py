@@ -9,8 +9,8 @@ from struct import pack, unpack
 
 from msgspec import Struct
 
-from netagent.core.podnet import Vxlan
-from netagent.core.underlay import Way
+from netagent.core.network.podnet import Vxlan
+from netagent.core.network.underlay import Way
 from netagent.kernel import sysctl
 from netagent.kernel.rtnetlink import (
     NLM_F_CREATE,
@@ -235,7 +235,7 @@ def no_link_local(name: str) -> Request:
 
 
 def change_link(name: str, want: Vxlan, have: Vxlan) -> list[Request]:
-    """Set what can be set in place and differs: see `core.podnet.needs_new_device`."""
+    """Set what can be set in place and differs: see `core.network.podnet.needs_new_device`."""
     data = []
     if want.underlay != have.underlay:
         data.append(u32(VXLAN_LINK, want.underlay))

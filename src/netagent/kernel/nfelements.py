@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import Struct
 
-from netagent.core.frame import CURRENT, STAMP
+from netagent.core.policy.frame import CURRENT, STAMP
 from netagent.kernel.nfnetlink import (
     ATTRIBUTE,
     GENERIC,
@@ -167,7 +167,7 @@ def _element(name: str, element: str, data: bytes, encode: Callable[[str], bytes
 
 
 def _generation(table: str, stamp: StampChange) -> Iterator[Part]:
-    """The set of the value that passes, and the rule that writes it, as `core.frame` has them."""
+    """The set of the value that passes, and the rule that writes it, as `core.policy.frame` has them."""
     current = _head(LIST_TABLE, table, LIST_SET, CURRENT)
     key = _nested(ELEMENT_KEY, attribute(DATA_VALUE, _host_order(stamp.mark)))
     yield Part(DELSETELEM, 0, current, f"flushing {CURRENT}")

@@ -13,7 +13,7 @@ from typing import Any
 import nftables
 import orjson
 
-from netagent.core.frame import CURRENT
+from netagent.core.policy.frame import CURRENT
 from netagent.kernel.nfbatch import ElementSocket
 from netagent.kernel.nfcounters import read_counters
 from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Self
 
 from netagent.core.cni import HOST_MAC
-from netagent.core.podnet import ROUTE_PROTOCOL
+from netagent.core.network.podnet import ROUTE_PROTOCOL
 from netagent.kernel import links
 from netagent.kernel.entries import (
     NDA_DST,

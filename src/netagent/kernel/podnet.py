@@ -9,7 +9,7 @@ from typing import Self
 
 from msgspec import Struct
 
-from netagent.core.podnet import (
+from netagent.core.network.podnet import (
     FLANNEL_PROTOCOL,
     ROUTE_PROTOCOL,
     Entries,
@@ -21,7 +21,7 @@ from netagent.core.podnet import (
     Vxlan,
     needs_new_device,
 )
-from netagent.core.underlay import Interface, LinkRoute, Way
+from netagent.core.network.underlay import Interface, LinkRoute, Way
 from netagent.kernel import links
 from netagent.kernel.entries import (
     AF_BRIDGE,

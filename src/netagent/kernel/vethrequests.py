@@ -5,7 +5,7 @@ from errno import ENODEV
 from typing import Any
 
 from netagent.core.cni import GATEWAY_V4, GATEWAY_V6, HOST_MAC
-from netagent.core.podnet import ROUTE_PROTOCOL
+from netagent.core.network.podnet import ROUTE_PROTOCOL
 from netagent.kernel.pyroute import (
     NLM_F_CREATE,
     NLM_F_EXCL,

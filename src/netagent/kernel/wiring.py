@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from errno import ENODEV, ETIMEDOUT
 from typing import TypeVar
 
-from netagent.core.podnet import ROUTE_PROTOCOL
+from netagent.core.network.podnet import ROUTE_PROTOCOL
 from netagent.kernel import rtbatch, vethchecks, vethrequests, vethsysctls
 from netagent.kernel.netns import open_netns, run_in_netns
 from netagent.kernel.pyroute import RTM_GETROUTE, IPRoute, NetlinkError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from netagent.agent.cnisocket import SocketError, exclusive_socket
+from netagent.agent.pods.cnisocket import SocketError, exclusive_socket
 from netagent.cni import install
 from netagent.config import CniConfig
 from netagent.core.cni import VERSIONS, host_ifname, pod_mac
@@ -500,7 +500,7 @@ async def test_missed_deletes_and_a_removed_list_are_noticed(
     bed: Bed, pod_netns: Netns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bed.stop()
-    monkeypatch.setattr("netagent.agent.cni.AUDIT_S", 0.05)
+    monkeypatch.setattr("netagent.agent.pods.cni.AUDIT_S", 0.05)
     await bed.start()
     for name in ("stays", "goes"):
         pod_netns(name)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from netagent.agent.podlinks import PodLinks
+from netagent.agent.pods.podlinks import PodLinks
 from netagent.cni import install
 from netagent.core.cni import HOST_MAC, host_ifname
 from netagent.kernel.netns import open_netns, run_in_netns

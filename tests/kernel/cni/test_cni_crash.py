@@ -22,7 +22,7 @@ DEADLINE_S = 60
 
 AGENT = """
 import asyncio, os, signal, sys
-from netagent.agent.cni import CniServer
+from netagent.agent.pods.cni import CniServer
 from netagent.config import CniConfig
 from netagent.disk.allocations import Allocations
 from netagent.kernel.wiring import Wiring

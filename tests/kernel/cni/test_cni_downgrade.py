@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from netagent.agent import cni as module
+from netagent.agent.pods import cni as module
 from support.cnibed import Bed, Netns
 from support.waiting import until
 

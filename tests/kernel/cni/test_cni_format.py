@@ -10,8 +10,8 @@ from typing import cast
 import aiohttp
 import pytest
 
-from netagent.agent import cni as module
-from netagent.agent import mode
+from netagent.agent.network import mode
+from netagent.agent.pods import cni as module
 from netagent.config import Config, HttpConfig, NetworkConfig
 from netagent.disk.state import ModeMemory
 from netagent.kube.client import ApiClient

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from netagent.agent.cni import CniServer
-from netagent.agent.sync import Dataplane
+from netagent.agent.dataplane.sync import Dataplane
+from netagent.agent.pods.cni import CniServer
 from netagent.config import PolicyConfig
 from netagent.core.cni import host_ifname
-from netagent.core.frame import FrameSettings
+from netagent.core.policy.frame import FrameSettings
 from netagent.kernel import wiring
 from netagent.kernel.nft import LibNftables
 from netagent.metrics import Metrics

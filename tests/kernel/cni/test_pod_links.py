@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from netagent.agent.podlinks import PodLinks
+from netagent.agent.pods.podlinks import PodLinks
 from netagent.core.cni import HOST_MAC, host_ifname
 from netagent.kernel.netns import open_netns, run_in_netns
 from support.cnibed import Bed, addresses, has_link, sh, udp_socket

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from netagent import cli
-from netagent.agent import dump as module
+from netagent.agent.http import dump as module
 from netagent.records import Kind, Undecodable
 from support.debugbed import DebugBed
 from support.waiting import until

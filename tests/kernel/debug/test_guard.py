@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from netagent.agent.guard import guard
-from netagent.agent.pages import Pages
+from netagent.agent.http.guard import guard
+from netagent.agent.http.pages import Pages
 from netagent.config import Config, HttpConfig
 
 pytestmark = pytest.mark.kernel

@@ -7,8 +7,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from netagent.agent import clusterview as module
-from netagent.core.policy import compile_policy
+from netagent.agent.http import clusterview as module
+from netagent.core.policy.meaning import compile_policy
 from support.debugbed import DebugBed
 from support.waiting import until
 from support.words import policy

@@ -113,8 +113,8 @@ async def test_commits_in_quick_succession_do_not_keep_a_large_table_from_being_
     large: DebugBed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every transaction makes libnftables start over; held for a moment, they let it through, and go on."""
-    monkeypatch.setattr("netagent.agent.reading.PATIENCE_S", 0.5)
-    monkeypatch.setattr("netagent.agent.reading.HOLD_S", 60.0)
+    monkeypatch.setattr("netagent.agent.http.reading.PATIENCE_S", 0.5)
+    monkeypatch.setattr("netagent.agent.http.reading.HOLD_S", 60.0)
     page = asyncio.create_task(large.json("/debug/ruleset"))
     changes = 0
     while not page.done():

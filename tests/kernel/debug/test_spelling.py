@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from msgspec import structs
 
-from netagent.core import tabletext
-from netagent.core.compiler import Compiler
-from netagent.core.frame import FrameSettings
-from netagent.core.generation import Stamp
-from netagent.core.render import replacement
-from netagent.core.store import Store
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.frame import FrameSettings
+from netagent.core.policy.generation import Stamp
+from netagent.core.policy.render import replacement
+from netagent.core.policy.store import Store
+from netagent.core.questions import tabletext
 from netagent.kernel.nft import LibNftables
 from support.histories import State, replay, states, steps
 

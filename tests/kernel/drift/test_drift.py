@@ -60,7 +60,7 @@ async def test_repaired(
     bed: WatchedBed, commands: list[str], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted, before = await bed.ruleset(), bed.replacements
-    with caplog.at_level(logging.WARNING, logger="netagent.agent.drift"):
+    with caplog.at_level(logging.WARNING, logger="netagent.agent.dataplane.drift"):
         await bed.meddle(*commands)
         took_s = await bed.repaired(wanted)
         await bed.until("counted", lambda: bed.repairs() >= 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from netagent.agent.droplog import DropLog
+from netagent.agent.dataplane.droplog import DropLog
 from netagent.config import PolicyConfig
 from support.dropbed import GROUP, LoggedBed
 from support.flows import udp_back

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from netagent.core.compiler import Compiler
 from netagent.core.droplog import parse
-from netagent.core.frame import FrameSettings
-from netagent.core.render import replacement
-from netagent.core.store import Store
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.frame import FrameSettings
+from netagent.core.policy.render import replacement
+from netagent.core.policy.store import Store
 from netagent.kernel.nflog import NflogReader
 from netagent.kernel.nft import LibNftables
 

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from netagent.agent.sync import Dataplane
+from netagent.agent.dataplane.sync import Dataplane
 from netagent.config import PolicyConfig
-from netagent.core.frame import FrameSettings
+from netagent.core.policy.frame import FrameSettings
 from netagent.kernel.nft import LibNftables
 from netagent.metrics import Metrics
 from netagent.records import (

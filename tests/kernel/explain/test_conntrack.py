@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from netagent.core.simulate import OpenFlow
+from netagent.core.questions.simulate import OpenFlow
 from netagent.kernel import conntrack
 from support.places import Place, new_place, prepare_router
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from netagent.agent.sync import Dataplane
+from netagent.agent.dataplane.sync import Dataplane
 from netagent.config import PolicyConfig
-from netagent.core import explain
-from netagent.core.frame import FrameSettings
-from netagent.core.livecheck import Packet, livecheck
-from netagent.core.parties import ASKABLE, ICMP, cluster_of, frozen, parse_question
-from netagent.core.policy import compile_policy
-from netagent.core.simulate import allowed
-from netagent.core.store import Store
+from netagent.core.policy.frame import FrameSettings
+from netagent.core.policy.meaning import compile_policy
+from netagent.core.policy.store import Store
+from netagent.core.questions import explain
+from netagent.core.questions.livecheck import Packet, livecheck
+from netagent.core.questions.parties import ASKABLE, ICMP, cluster_of, frozen, parse_question
+from netagent.core.questions.simulate import allowed
 from netagent.kernel.nft import LibNftables
 from netagent.metrics import Metrics
 from netagent.records import Endpoint, Kind, Listed, Upserted

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from netagent.agent.questions import add_routes
+from netagent.agent.http.questions import add_routes
 from netagent.records import Key
 
 pytestmark = pytest.mark.kernel

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from netagent.agent.questions import add_routes
-from netagent.core.simulate import OpenFlow
+from netagent.agent.http.questions import add_routes
+from netagent.core.questions.simulate import OpenFlow
 from netagent.kernel.conntrack import ConntrackError
 from netagent.records import Key, LabelSelector, NetworkPolicy
 from support.places import Place, new_place, prepare_router

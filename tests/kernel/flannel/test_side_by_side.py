@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from netagent.core.nodenet import leases_of
+from netagent.core.network.nodenet import leases_of
 from support.flannelbed import DEVICES, NAMES, FlannelNode, as_peer, device_mac, flow
 from support.podnetbed import Until
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from netagent.agent import forward
-from netagent.agent.forward import ForwardAccepts, remove_accepts
+from netagent.agent.dataplane import forward
+from netagent.agent.dataplane.forward import ForwardAccepts, remove_accepts
 from netagent.kernel import forward as kernel_forward
 from support.podbed import Bed
 from support.waiting import until

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from netagent.core.frame import FrameSettings
+from netagent.core.policy.frame import FrameSettings
 from support.podbed import NODE_IPS, Bed
 from support.sources import seen
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netagent.core.compiler import Compiler
-from netagent.core.frame import FrameSettings
-from netagent.core.generation import Stamp
-from netagent.core.render import FAST_ELEMENTS, elements_alone, render, replacement
-from netagent.core.ruleset import ChainDecl, Ruleset, SetDecl
-from netagent.core.store import Store
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.frame import FrameSettings
+from netagent.core.policy.generation import Stamp
+from netagent.core.policy.render import FAST_ELEMENTS, elements_alone, render, replacement
+from netagent.core.policy.ruleset import ChainDecl, Ruleset, SetDecl
+from netagent.core.policy.store import Store
 from netagent.kernel.nfbatch import ElementSocket
 from netagent.kernel.nft import TABLE, LibNftables
 from netagent.ports import ElementChange, ElementTransaction, NftError, StampChange, TableInventory

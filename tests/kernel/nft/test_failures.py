@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from msgspec import structs
 
-from netagent.agent.sync import UNREADY_AFTER
+from netagent.agent.dataplane.sync import UNREADY_AFTER
 from netagent.kernel.nft import LibNftables
 from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
 from support import faults

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from netagent.core.compiler import Compiler
-from netagent.core.frame import FrameSettings
-from netagent.core.render import render, replacement
-from netagent.core.store import Dirty, Store
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.frame import FrameSettings
+from netagent.core.policy.render import render, replacement
+from netagent.core.policy.store import Dirty, Store
 from netagent.kernel.nft import TABLE, LibNftables
 from netagent.kube import decode
 from netagent.kube.wire import DecodeError

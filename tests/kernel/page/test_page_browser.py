@@ -7,7 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from netagent.agent import page
+from netagent.agent.http import page
 from netagent.records import Endpoint, Key, NetworkPolicy
 from support import words
 from support.browser import Browser, PageError

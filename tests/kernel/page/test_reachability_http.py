@@ -6,8 +6,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from netagent.core.openings import Openings
-from netagent.core.parties import ICMP
+from netagent.core.questions.openings import Openings
+from netagent.core.questions.parties import ICMP
 from netagent.records import Endpoint
 from support import words
 from support.pagebed import PageBed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from netagent.agent.podmtu import PodMtu
+from netagent.agent.pods.podmtu import PodMtu
 from netagent.kernel import wiring
 from netagent.ports import PodNetState
 from netagent.records import Endpoint, Key
@@ -103,7 +103,7 @@ async def test_both_ends_and_the_pods_routes_follow(pod: Endpoint, mtu: int) -> 
 
 
 async def test_pod_wired_while_it_changed_is_found(pod: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("netagent.agent.podmtu.AUDIT_S", 0.1)
+    monkeypatch.setattr("netagent.agent.pods.podmtu.AUDIT_S", 0.1)
     async with following(Network(1400), pod):
         await become(1400)
 

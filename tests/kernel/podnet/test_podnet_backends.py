@@ -158,7 +158,7 @@ def test_direct_routing_follows_the_routes_each_family_by_itself(cluster: Cluste
 def test_backend_is_changed_node_by_node_without_losing_a_packet(
     pair: Cluster, until: Until, monkeypatch: pytest.MonkeyPatch, backends: tuple[str, str]
 ) -> None:
-    monkeypatch.setattr("netagent.agent.network.RETIRE_S", 2.0)
+    monkeypatch.setattr("netagent.agent.network.podnetwork.RETIRE_S", 2.0)
     before, after = backends
     one, two = pair.nodes
     for node in pair.nodes:

@@ -80,7 +80,7 @@ def write_sysctl(path: str, value: str) -> str:
 def test_sysctls_are_repaired_by_the_audit(cluster: Cluster, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel tells nobody of these."""
     one, two, three = cluster.nodes
-    monkeypatch.setattr("netagent.agent.network.AUDIT_S", 0.2)
+    monkeypatch.setattr("netagent.agent.network.podnetwork.AUDIT_S", 0.2)
     one.ip("link set netagent.1 mtu 1400")  # a read-back, after which the next audit is due soon
     until(lambda: one.status.repairs > 0)
     for path, value in (

@@ -5,7 +5,7 @@ import errno
 
 import pytest
 
-from netagent.core.podnet import NeighbourKey, Step, Verb
+from netagent.core.network.podnet import NeighbourKey, Step, Verb
 from netagent.kernel import links
 from netagent.kernel.entries import Devices
 from netagent.kernel.podnet import RTNLGRP_IPV4_IFADDR

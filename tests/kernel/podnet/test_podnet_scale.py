@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import pytest
 from msgspec.structs import replace
 
-from netagent.agent.network import PodNetwork
+from netagent.agent.network.podnetwork import PodNetwork
 from netagent.config import NetworkConfig
 from netagent.kernel.rtnetlink import Refusal, Request, Rtnetlink
 from netagent.records import Key, SubnetLease

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from msgspec import structs
 
-from netagent.core.store import FINISHED
+from netagent.core.policy.store import FINISHED
 from netagent.records import (
     ContainerPort,
     LabelSelector,

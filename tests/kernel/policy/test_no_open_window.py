@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from netagent.agent.admission import NotAdmittedError
+from netagent.agent.dataplane.admission import NotAdmittedError
 from netagent.kernel.nft import LibNftables
 from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
 from netagent.records import Key, Pod

@@ -2,7 +2,7 @@
 
 import pytest
 
-from netagent.core.frame import FrameSettings
+from netagent.core.policy.frame import FrameSettings
 from support.places import new_place
 from support.podbed import Bed
 from support.words import key, policy, selector

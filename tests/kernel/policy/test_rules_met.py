@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec import Struct
 
-from netagent.core.frame import FrameSettings
+from netagent.core.policy.frame import FrameSettings
 from support import words
 from support.places import Place
 from support.podbed import Bed

@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         refused,
         running_config,
     )
-    from netagent.core import findings  # noqa: PLC0415
+    from netagent.core.doctor import findings  # noqa: PLC0415
 
     found, loaded = [], Config()
     try:

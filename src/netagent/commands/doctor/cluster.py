@@ -12,9 +12,9 @@ import msgspec
 from msgspec import Raw, Struct
 
 from netagent.config import Config
-from netagent.core import clusterchecks
-from netagent.core.clusterchecks import Right
-from netagent.core.findings import Finding, unknown
+from netagent.core.doctor import clusterchecks
+from netagent.core.doctor.clusterchecks import Right
+from netagent.core.doctor.findings import Finding, unknown
 from netagent.kube import decode
 from netagent.kube.client import ApiClient, ApiError, Unreachable, connect
 from netagent.kube.wire import DecodeError

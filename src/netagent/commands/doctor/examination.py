@@ -8,8 +8,8 @@ from msgspec import structs
 
 from netagent.commands.doctor import cluster, kernel, node, place
 from netagent.config import Config, ConfigError
-from netagent.core import hostchecks
-from netagent.core.findings import Finding, unknown
+from netagent.core.doctor import hostchecks
+from netagent.core.doctor.findings import Finding, unknown
 from netagent.disk.atomic import DiskError
 from netagent.disk.state import ModeMemory
 from netagent.kernel import host

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Iterable
 
 from netagent.config import Config
-from netagent.core import hostchecks
-from netagent.core.compiler import Compiler
-from netagent.core.findings import Finding, unknown
-from netagent.core.frame import frame_settings
-from netagent.core.nodeplan import families_of
-from netagent.core.render import replacement
-from netagent.core.store import Store
+from netagent.core.doctor import hostchecks
+from netagent.core.doctor.findings import Finding, unknown
+from netagent.core.network.nodeplan import families_of
+from netagent.core.policy.compiler import Compiler
+from netagent.core.policy.frame import frame_settings
+from netagent.core.policy.render import replacement
+from netagent.core.policy.store import Store
 from netagent.kernel import features
 from netagent.kernel.features import TABLE, Feature, NoNamespaceError, script
 from netagent.ports import TableInventory

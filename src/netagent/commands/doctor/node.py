@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from netagent.config import Config
-from netagent.core import firewallchecks, hostchecks, placechecks
-from netagent.core.findings import Finding, unknown
-from netagent.core.hostchecks import OTHERS_DEVICES
-from netagent.core.nodeplan import device_prefix, families_of
-from netagent.core.podnet import FLANNEL_PREFIX
-from netagent.core.underlay import POD_LINK, Wish, choose_underlay
+from netagent.core.doctor import firewallchecks, hostchecks, placechecks
+from netagent.core.doctor.findings import Finding, unknown
+from netagent.core.doctor.hostchecks import OTHERS_DEVICES
+from netagent.core.network.nodeplan import device_prefix, families_of
+from netagent.core.network.podnet import FLANNEL_PREFIX
+from netagent.core.network.underlay import POD_LINK, Wish, choose_underlay
 from netagent.kernel import host, legacy, links
 from netagent.kernel.forward import ForeignNft
 from netagent.kernel.host import Host

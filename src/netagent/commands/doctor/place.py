@@ -8,9 +8,9 @@ from pathlib import Path
 from netagent.cni.install import EXECUTABLE, MAX_BYTES, SHIM
 from netagent.commands.ask import AskError, base_url, readiness
 from netagent.config import Config
-from netagent.core import placechecks
-from netagent.core.findings import Finding, unknown
-from netagent.core.placechecks import CONFIG_ENDS, Presence, StateDir
+from netagent.core.doctor import placechecks
+from netagent.core.doctor.findings import Finding, unknown
+from netagent.core.doctor.placechecks import CONFIG_ENDS, Presence, StateDir
 from netagent.disk.atomic import DiskError, read_bounded
 from netagent.disk.format import require_known_format
 from netagent.kernel import host

@@ -1,0 +1,1 @@
+"""What can be asked of the agent: health, metrics, debug, the status page."""

@@ -1,0 +1,1 @@
+"""Pods of this node: CNI, and their links for as long as they live."""

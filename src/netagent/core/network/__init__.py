@@ -1,0 +1,1 @@
+"""Subnets, peers, links and routes that there should be."""
