@@ -449,7 +449,10 @@ class Until:
         """Until a text is as expected."""
         with suppress(AssertionError):
             wait_until(lambda: what() == expected)
-        assert what() == expected
+        now = what()
+        if now != expected:
+            differing = sorted(set(now.splitlines()) ^ set(expected.splitlines()))
+            raise AssertionError("\n".join(differing))
 
     def reaches(self, node: Node, address: str) -> None:
         """Until the node's pod reaches an address."""

@@ -84,7 +84,7 @@ def test_damaged_plain_routes_are_repaired(flat: Cluster, until: Until, damage: 
 def test_underlay_down_and_up_brings_the_plain_routes_back(flat: Cluster, until: Until) -> None:
     """The kernel takes them along without a word about IPv4."""
     one, two, _ = flat.nodes
-    before = one.ours()
+    before = until.steady(one.ours)
     one.ip("link set eth0 down")
     until(lambda: "eth0 is down" in " ".join(one.status.problems))
     assert one.state is not None
@@ -98,7 +98,7 @@ def test_underlay_down_and_up_brings_the_plain_routes_back(flat: Cluster, until:
 
 def test_underlay_deleted_and_made_again_under_plain_routes(flat: Cluster, until: Until) -> None:
     one, two, _ = flat.nodes
-    before = one.ours()
+    before = until.steady(one.ours)
     one.ip("link delete eth0")
     until(lambda: "no interface" in one.status.problem)
     one.plug()

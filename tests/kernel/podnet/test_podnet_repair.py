@@ -97,7 +97,7 @@ def test_sysctls_are_repaired_by_the_audit(cluster: Cluster, until: Until, monke
 @pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
 def test_peer_with_another_mac_in_one_family_only(cluster: Cluster, until: Until, family: int) -> None:
     one, two, _ = cluster.nodes
-    before = one.ours()
+    before = until.steady(one.ours)
     device, mac = ("netagent.1", "netagent6.1")[family], "02:00:00:00:00:99"
     two.stop()
     index = two.ip(f"-o link show {device}").split(":")[0]
@@ -114,7 +114,7 @@ def test_peer_with_another_mac_in_one_family_only(cluster: Cluster, until: Until
 
 def test_underlay_down_and_up(cluster: Cluster, until: Until) -> None:
     one, two, _ = cluster.nodes
-    before = one.ours()
+    before = until.steady(one.ours)
     one.ip("link set eth0 down")
     until(lambda: not one.reaches(two.pod_ips()[0]))
     one.ip("link set eth0 up")
@@ -140,7 +140,7 @@ def test_forwarding_entries_are_repaired(cluster: Cluster, until: Until) -> None
     one, two, _ = cluster.nodes
     mac, public_ip = two.told["10.244.2.0/24"]
     mac6, public_ip6 = two.told["fd44:0:0:2::/64"]
-    before = one.ours()
+    before = until.steady(one.ours)
     for command in (
         f"fdb delete {mac} dev netagent.1",
         f"fdb replace {mac} dev netagent.1 dst 192.168.77.3 self permanent",
@@ -170,7 +170,7 @@ def test_repair_settles(cluster: Cluster, until: Until) -> None:
 
 def test_parent_deleted_and_made_again(cluster: Cluster, until: Until) -> None:
     one, two, _ = cluster.nodes
-    before = one.ours()
+    before = until.steady(one.ours)
     one.ip("link delete eth0")
     until(lambda: "no interface" in one.status.problem)
     assert one.state is not None
@@ -240,7 +240,7 @@ def test_restart_changes_nothing_and_loses_nothing(cluster: Cluster, until: Unti
 def test_without_leases_nothing_is_touched(cluster: Cluster, until: Until) -> None:
     """An agent that has not got its lease back yet keeps the way to running pods."""
     one = cluster.nodes[0]
-    before = one.ours()
+    before = until.steady(one.ours)
     one.stop()
     one.start()
     leases, one.leases = one.leases, ()
