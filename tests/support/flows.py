@@ -4,7 +4,6 @@ Every packet carries the moment it was sent. "Nothing sent after the commit has 
 """
 
 import contextlib
-import itertools
 import socket
 import struct
 import threading
@@ -43,11 +42,6 @@ class Flow:
     def sent_after_and_received(self, moment_ns: int) -> int:
         """Records that were sent after a moment and arrived all the same."""
         return sum(sent_ns > moment_ns for _, sent_ns in self._received)
-
-    def longest_gap_s(self) -> float:
-        """Between the sending of two records that arrived one after the other."""
-        times = [sent_ns for _, sent_ns in self._received]
-        return max((b - a for a, b in itertools.pairwise(times)), default=0) / 1e9
 
     def finish(self) -> int:
         """Stop sending, wait for what is under way; the number of records that never arrived."""

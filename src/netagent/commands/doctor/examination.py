@@ -8,6 +8,7 @@ from msgspec import structs
 
 from netagent.commands.doctor import cluster, kernel, node, place
 from netagent.config import Config, ConfigError
+from netagent.core.addresses import Network
 from netagent.core.doctor import hostchecks
 from netagent.core.doctor.findings import Finding, unknown
 from netagent.disk.atomic import DiskError
@@ -84,9 +85,10 @@ async def _overlaps(config: Config, others: Mapping[str, str]) -> Iterable[Findi
     return hostchecks.overlaps(config.network.pools, {**networks, **rest})
 
 
-def _in_one_of(cidr: str, networks: Iterable[object]) -> bool:
+def _in_one_of(cidr: str, networks: Iterable[Network]) -> bool:
     found = ip_network(cidr, strict=False)
-    return any(found.version == one.version and found.subnet_of(one) for one in networks)  # type: ignore
+    # An address of the other family is in no network.
+    return any(found.network_address in one and found.prefixlen >= one.prefixlen for one in networks)
 
 
 async def _safely(area: str, look: Awaitable[Iterable[Finding]]) -> list[Finding]:

@@ -25,7 +25,6 @@ MAX_ELSEWHERE = 64
 MAX_NAMESPACES = 8
 """Namespaces named of one end."""
 HERE, REMOTE, NODE, OUTSIDE = "here", "remote", "node", "outside"
-COMMON_QUESTION = ("TCP", 80)
 
 Steps = Generator[None, None, None]
 

@@ -9,7 +9,6 @@ from typing import Any
 from netagent.lab.apiserver.faults import ApiFault, bad_request
 from netagent.lab.apiserver.schema import List, Type, child
 
-DIRECTIVES = ("$patch", "$retainKeys")
 ORDER_PREFIX = "$setElementOrder/"
 DELETE_PREFIX = "$deleteFromPrimitiveList/"
 
