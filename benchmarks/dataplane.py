@@ -30,11 +30,11 @@ from benchmarks.stats import summarise
 from netagent.core.policy.compiler import Compiler
 from netagent.core.policy.frame import FrameSettings
 from netagent.core.policy.generation import Stamp
-from netagent.core.policy.render import elements_alone, render, replacement
+from netagent.core.policy.render import render, replacement, small
 from netagent.core.policy.ruleset import ChainDecl, Delta, SetDecl
 from netagent.core.policy.store import Store
 from netagent.kernel.nft import TABLE, LibNftables
-from netagent.ports import ElementTransaction, StampChange, TableInventory
+from netagent.ports import SmallTransaction, StampChange, TableInventory
 
 GRID = ((100, 20, 100, 10), (500, 50, 500, 10), (2000, 100, 2000, 10))
 """Sets, members of each, chains, rules of each."""
@@ -119,9 +119,9 @@ Way = Callable[[Node, Delta, Stamp], Awaitable[None]]
 
 async def as_agent(node: Node, delta: Delta, stamp: Stamp) -> None:
     """As `agent.dataplane.sync` does."""
-    few = elements_alone(delta, StampChange(stamp.mask, stamp.bits) if delta.revokes else None)
-    if isinstance(few, ElementTransaction):
-        await node.nft.run_elements(few)
+    few = small(delta, StampChange(stamp.mask, stamp.bits) if delta.revokes else None)
+    if isinstance(few, SmallTransaction):
+        await node.nft.run_small(few)
     else:
         await by_library(node, delta, stamp)
 

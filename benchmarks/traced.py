@@ -45,7 +45,7 @@ class Stopwatches:
         setattr(Compiler, "read", self._timed("compile", Compiler.read))  # noqa: B010
         for name in ("take", "whole"):
             setattr(Ruleset, name, self._timed("diff", getattr(Ruleset, name)))
-        for name in ("render", "replacement", "elements_alone"):
+        for name in ("render", "replacement", "small"):
             if hasattr(sync, name):
                 setattr(sync, name, self._timed("diff", getattr(sync, name)))
         sync.Dataplane.apply = self._apply(sync.Dataplane.apply)  # type: ignore[method-assign]

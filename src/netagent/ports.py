@@ -6,7 +6,7 @@ A fake in a test keeps the same promises and passes the same contract tests as t
 from collections.abc import Mapping
 from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from netagent.records import Endpoint
 
@@ -52,16 +52,42 @@ class StampChange(Struct, frozen=True, gc=False):
     """The generation in those bits."""
 
 
-class ElementTransaction(Struct, frozen=True, gc=False, kw_only=True):
-    """A transaction in which no set, chain or counter comes or goes."""
+class NewSet(Struct, frozen=True, gc=False, kw_only=True):
+    """A set that comes with its first elements, written as nft writes them."""
 
-    changes: tuple[ElementChange, ...]
+    name: str
+    type: str
+    """Of address, service and interface names alone."""
+    interval: bool = False
+    """Whether elements may be ranges, `a-b`: disjoint, ascending, not touching each other, of a type of one field."""
+    elements: tuple[str, ...] = ()
+
+
+class SmallTransaction(Struct, frozen=True, gc=False, kw_only=True):
+    """A transaction that needs no script: elements, and what comes and goes with policies."""
+
+    new_counters: tuple[str, ...] = ()
+    new_sets: tuple[NewSet, ...] = ()
+    new_chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> rules. None of them is a base chain."""
     stamp: StampChange | None = None
+    changes: tuple[ElementChange, ...] = ()
+    old_chains: tuple[str, ...] = ()
+    old_sets: tuple[str, ...] = ()
+    old_counters: tuple[str, ...] = ()
 
     @property
-    def size(self) -> int:
-        """Number of elements."""
-        return sum(len(change.removed) + len(change.added) for change in self.changes)
+    def elements(self) -> int:
+        """Number of them."""
+        changed = sum(len(change.removed) + len(change.added) for change in self.changes)
+        return changed + sum(len(new.elements) for new in self.new_sets)
+
+    @property
+    def objects(self) -> int:
+        """Rules, and sets, chains and counters that come and go: none where only elements change."""
+        rules = sum(map(len, self.new_chains.values()))
+        gone = len(self.old_chains) + len(self.old_sets) + len(self.old_counters)
+        return len(self.new_counters) + len(self.new_sets) + len(self.new_chains) + rules + gone
 
 
 class CounterValue(Struct, frozen=True, gc=False):
@@ -77,7 +103,7 @@ class Nft(Protocol):
     async def run(self, commands: str) -> None:
         """Apply all of the commands or nothing. Raises NftError; then the kernel is unchanged."""
 
-    async def run_elements(self, transaction: ElementTransaction) -> None:
+    async def run_small(self, transaction: SmallTransaction) -> None:
         """Apply all of a small transaction or nothing, without the cost of a script.
 
         Raises NftError; then the kernel is unchanged, unless the error says that the answer was lost.

@@ -7,7 +7,7 @@ from netagent.agent.dataplane.sync import Dataplane
 from netagent.config import PolicyConfig
 from netagent.core.policy.frame import FrameSettings
 from netagent.metrics import Metrics
-from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
+from netagent.ports import CounterValue, NftError, SmallTransaction, TableInventory
 from netagent.records import Kind, Listed
 
 KINDS = frozenset((Kind.NAMESPACE, Kind.POD, Kind.NETWORK_POLICY))
@@ -38,7 +38,7 @@ class StubbornKernel:
         if self.refuses:
             raise NftError("refused by the test")
 
-    async def run_elements(self, transaction: ElementTransaction) -> None:
+    async def run_small(self, transaction: SmallTransaction) -> None:
         await self.run("")
 
     async def inventory(self) -> TableInventory:

@@ -10,7 +10,7 @@ from netagent.agent.dataplane.sync import UNREADY_AFTER, Dataplane
 from netagent.config import PolicyConfig
 from netagent.core.policy.frame import FrameSettings
 from netagent.metrics import Metrics
-from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
+from netagent.ports import CounterValue, NftError, SmallTransaction, TableInventory
 from netagent.records import Endpoint, Key, Kind, Listed, Pod, Upserted
 from support.words import namespace, pod, policy, put
 
@@ -34,7 +34,7 @@ class Kernel:
         if self.refusing:
             raise NftError("refused by the test")
 
-    async def run_elements(self, transaction: ElementTransaction) -> None:
+    async def run_small(self, transaction: SmallTransaction) -> None:
         await self.run(str(transaction))
 
     async def inventory(self) -> TableInventory:

@@ -7,31 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netagent.core.policy.render import FAST_ELEMENTS, elements_alone
+from netagent.core.policy.render import SMALL, small
 from netagent.core.policy.ruleset import Ruleset, SetDecl
 from netagent.kernel.nfbatch import Answer, answers
-from netagent.kernel.nfelements import (
-    BATCH_BEGIN,
-    BATCH_END,
-    DELRULE,
-    DELSETELEM,
-    ELEMENTS_PER_MESSAGE,
-    NEWRULE,
-    NEWSETELEM,
-    batch,
-    key_encoder,
-    parts,
-    verdict,
-)
+from netagent.kernel.nfelements import DELSETELEM, ELEMENTS_PER_MESSAGE, NEWSETELEM, key_encoder
 from netagent.kernel.nfnetlink import NLM_F_ACK, MalformedError, attribute, attributes, messages
-from netagent.ports import ElementChange, ElementTransaction, StampChange
+from netagent.kernel.nfparts import BATCH_BEGIN, BATCH_END, batch, verdict
+from netagent.kernel.nftransaction import DELRULE, NEWRULE, parts
+from netagent.ports import ElementChange, SmallTransaction, StampChange
 
 
 def transaction(
     type_: str, *, removed: tuple[str, ...] = (), added: dict[str, str] | None = None, stamp: StampChange | None = None
-) -> ElementTransaction:
+) -> SmallTransaction:
     change = ElementChange(name="s", type=type_, removed=removed, added=added or {})
-    return ElementTransaction(changes=(change,), stamp=stamp)
+    return SmallTransaction(changes=(change,), stamp=stamp)
 
 
 def elements(body: bytes) -> list[bytes]:
@@ -158,7 +148,7 @@ def test_an_error_finds_its_element_by_the_place_in_the_message() -> None:
 @given(st.sampled_from([0xFFFF0000, 0x0000FF00, 0x80000000, 0x00000003]), st.integers(min_value=1))
 def test_the_stamp_keeps_the_bits_of_others(mask: int, some: int) -> None:
     mark = some & mask
-    *_, rule = parts("t", ElementTransaction(changes=(), stamp=StampChange(mask, mark)))
+    *_, rule = parts("t", SmallTransaction(changes=(), stamp=StampChange(mask, mark)))
     masked, flipped = (
         struct.unpack("=I", rule.body[at : at + 4])[0]
         for at in (rule.body.index(b"bitwise") + 44, rule.body.index(b"bitwise") + 56)
@@ -172,21 +162,21 @@ def test_the_stamp_keeps_the_bits_of_others(mask: int, some: int) -> None:
 # What goes this way
 
 
-def alone(decl: SetDecl, count: int = 1) -> ElementTransaction | None:
+def alone(decl: SetDecl, count: int = 1) -> SmallTransaction | None:
     ruleset = Ruleset()
     ruleset.declare("s", decl)
     ruleset.take()
     for number in range(count):
         ruleset.put("s", f"e{number}", "drop" if decl.is_map else "")
-    return elements_alone(ruleset.take(), None)
+    return small(ruleset.take(), None)
 
 
 def test_only_a_few_elements_of_plain_sets_go_without_a_script() -> None:
     for kind in ("ipv4_addr", "ifname . ipv6_addr", "ipv6_addr . inet_service", "ipv4_addr : verdict"):
-        made = alone(SetDecl(kind), FAST_ELEMENTS)
+        made = alone(SetDecl(kind), SMALL)
         assert made is not None
-        assert (made.size, made.changes[0].type) == (FAST_ELEMENTS, kind)
-    assert alone(SetDecl("ipv4_addr"), FAST_ELEMENTS + 1) is None
+        assert (made.elements, made.changes[0].type) == (SMALL, kind)
+    assert alone(SetDecl("ipv4_addr"), SMALL + 1) is None
     assert alone(SetDecl("ipv4_addr", flags="interval")) is None
     assert alone(SetDecl("ipv4_addr : mark")) is None
     assert alone(SetDecl("ether_addr")) is None

@@ -191,7 +191,7 @@ def test_only_what_can_take_an_allow_away_revokes(operation: tuple[str, str, str
         (("release_counter", "k", "", ""), False),
     ],
 )
-def test_a_delta_of_elements_alone_says_so(operation: tuple[str, str, str, str], only: bool) -> None:
+def test_a_delta_of_small_says_so(operation: tuple[str, str, str, str], only: bool) -> None:
     before: list[tuple[str, str, str, str]] = [("put_chain", "c", "rule 1", ""), ("use_counter", "k", "", "")]
     for name in ("plain", "map"):
         before += [("declare", name, "", ""), ("put", name, "1.1.1.1", "a")]

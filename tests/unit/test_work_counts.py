@@ -17,12 +17,13 @@ from netagent.core.policy import backlog, peersets
 from netagent.core.policy.backlog import Backlog
 from netagent.core.policy.generation import Stamp
 from netagent.core.policy.peersets import PeerSets
-from netagent.core.policy.render import elements_alone, render
+from netagent.core.policy.render import render, small
 from netagent.core.policy.ruleset import Delta, Ruleset
 from netagent.core.policy.selectors import Selector
 from netagent.core.policy.store import Store
-from netagent.kernel.nfelements import batch, parts
 from netagent.kernel.nfnetlink import messages
+from netagent.kernel.nfparts import batch
+from netagent.kernel.nftransaction import parts
 from netagent.ports import StampChange
 from netagent.records import Endpoint, Key, LabelSelector, NetworkPolicy, Pod, PolicyPeer, Record
 from support import words
@@ -127,7 +128,7 @@ def measure(work: Work, script: str) -> None:
 
 def measure_batch(work: Work, delta: Delta, stamp: Stamp) -> None:
     """Count the datagram that goes to the kernel instead of the script, where one does."""
-    few = elements_alone(delta, StampChange(stamp.mask, stamp.bits) if delta.revokes else None)
+    few = small(delta, StampChange(stamp.mask, stamp.bits) if delta.revokes else None)
     if few is not None:
         datagram = batch(parts("netagent", few), 1)
         work.messages, work.batch_bytes = len(list(messages(datagram))), len(datagram)
@@ -335,7 +336,7 @@ def test_no_portion_of_bulk_work_is_large_and_none_grows_with_the_cluster(beds: 
     largest = [in_portions(bed) for bed in beds]
     for work, pods_at_once in largest:
         assert pods_at_once <= backlog.PORTION + backlog.NEWEST
-        at_most(work, evaluations=1000, touches=600, looked_at=600, messages=40)
+        at_most(work, evaluations=1000, touches=600, looked_at=600, messages=80, batch_bytes=12_000)
 
 
 def in_portions(bed: Bed) -> tuple[Work, int]:

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
-from netagent.kernel.nfelements import Part, batch, parts
 from netagent.kernel.nfnetlink import (
     DATAGRAM_BYTES,
     HEADER,
@@ -32,7 +31,9 @@ from netagent.kernel.nfnetlink import (
     open_socket,
     text,
 )
-from netagent.ports import ElementTransaction, NftError
+from netagent.kernel.nfparts import Part, batch
+from netagent.kernel.nftransaction import parts
+from netagent.ports import NftError, SmallTransaction
 
 NETLINK_CAP_ACK, NETLINK_EXT_ACK = 10, 11
 EXTACK_MESSAGE, EXTACK_OFFSET = 1, 2
@@ -73,7 +74,7 @@ def _answer(one: Message) -> Answer:
     return Answer(sequence, -code, text(found, EXTACK_MESSAGE), offset)
 
 
-class ElementSocket:
+class BatchSocket:
     """Commits to one inet table of the network namespace in which it is first used. Not for several threads at once."""
 
     def __init__(self, table: str, *, receive_bytes: int = RECEIVE_BYTES) -> None:
@@ -82,16 +83,13 @@ class ElementSocket:
         self._socket: socket.socket | None = None
         self._sequence = 0
 
-    def commit(self, transaction: ElementTransaction) -> None:
-        """All of it or nothing. Raises NftError; then the kernel is unchanged, unless it says that the answer was lost.
-
-        Runs where it is called: that takes less time than another thread does to begin.
-        """
+    def commit(self, transaction: SmallTransaction) -> None:
+        """All of it or nothing. Raises NftError; then the kernel is unchanged, unless the answer is said to be lost."""
         try:
             some = parts(self._table, transaction)
         except ValueError as error:
             raise NftError(
-                f"a transaction of {transaction.size} elements on table inet {self._table} was not sent: {error}. The "
+                f"a transaction on table inet {self._table} was not sent: {error}. The "
                 "old rules stay in force; netagent reads the table back and tries again."
             ) from None
         if not some:
@@ -142,11 +140,11 @@ class ElementSocket:
             raise NftError(self._lost("none came"))
 
     def _failed(self, why: str) -> str:
-        return f"the kernel refused a transaction of elements on table inet {self._table}: {why}."
+        return f"the kernel refused a small transaction on table inet {self._table}: {why}."
 
     def _lost(self, why: str) -> str:
         return (
-            f"the answer to a transaction of elements on table inet {self._table} was lost: {why}. Either the old or "
+            f"the answer to a small transaction on table inet {self._table} was lost: {why}. Either the old or "
             "the new rules are in force, whole; netagent replaces the table."
         )
 

@@ -1,4 +1,4 @@
-"""nftables through libnftables' own Python module, in one worker thread; small transactions of elements without it.
+"""nftables through libnftables' own Python module, in one worker thread; small transactions without it.
 
 The library is not thread-safe and each call blocks, so one thread owns it; ctypes releases the interpreter lock while
 the kernel works. A script is one transaction: the kernel takes all of it or nothing. For every script the library reads
@@ -14,12 +14,14 @@ import nftables
 import orjson
 
 from netagent.core.policy.frame import CURRENT
-from netagent.kernel.nfbatch import ElementSocket
+from netagent.kernel.nfbatch import BatchSocket
 from netagent.kernel.nfcounters import read_counters
-from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
+from netagent.ports import CounterValue, NftError, SmallTransaction, TableInventory
 
 TABLE_NAME = "netagent"
 TABLE = f"inet {TABLE_NAME}"
+FEW_ELEMENTS = 300
+"""Their transaction takes less time than a change of threads; more hold the event loop for a millisecond."""
 ERROR_LINES = 4
 """Lines of libnftables' complaint that are kept: it repeats the offending command, which may be long."""
 ERROR_LINE_CHARS = 300
@@ -31,18 +33,21 @@ class LibNftables:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nft")
         self._local = threading.local()
-        self._elements = ElementSocket(TABLE_NAME)
+        self._batches = BatchSocket(TABLE_NAME)
 
     async def run(self, commands: str) -> None:
         """Apply all of the commands or nothing. Raises NftError; then the kernel is unchanged."""
         await self._call(self._run, commands)
 
-    async def run_elements(self, transaction: ElementTransaction) -> None:
-        """Apply all of a small transaction or nothing, on the event loop: it takes less than a change of threads.
+    async def run_small(self, transaction: SmallTransaction) -> None:
+        """Apply all of a small transaction or nothing; few elements from the event loop.
 
         Raises NftError; then the kernel is unchanged, unless the error says that the answer was lost.
         """
-        self._elements.commit(transaction)
+        if transaction.objects or transaction.elements > FEW_ELEMENTS:
+            await self._call(self._batches.commit, transaction)
+        else:
+            self._batches.commit(transaction)
 
     async def inventory(self) -> TableInventory:
         """What our table holds in the kernel now, without set elements. Raises NftError."""
@@ -86,7 +91,7 @@ class LibNftables:
     def close(self) -> None:
         """End the worker thread after its current call."""
         self._thread.shutdown(wait=True)
-        self._elements.close()
+        self._batches.close()
 
     async def _mark(self) -> int | None:
         for item in await self.query(f"list set {TABLE} {CURRENT}"):

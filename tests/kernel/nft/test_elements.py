@@ -1,4 +1,4 @@
-"""Transactions of elements alone: the kernel ends up with what was wanted, or with what it had."""
+"""Small transactions of elements: the kernel ends up with what was wanted, or with what it had."""
 
 import contextlib
 import json
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from netagent.core.policy.compiler import Compiler
 from netagent.core.policy.frame import FrameSettings
 from netagent.core.policy.generation import Stamp
-from netagent.core.policy.render import FAST_ELEMENTS, elements_alone, render, replacement
+from netagent.core.policy.render import SMALL, render, replacement, small
 from netagent.core.policy.ruleset import ChainDecl, Ruleset, SetDecl
 from netagent.core.policy.store import Store
-from netagent.kernel.nfbatch import ElementSocket
+from netagent.kernel.nfbatch import BatchSocket
 from netagent.kernel.nft import TABLE, LibNftables
-from netagent.ports import ElementChange, ElementTransaction, NftError, StampChange, TableInventory
+from netagent.ports import ElementChange, NftError, SmallTransaction, StampChange, TableInventory
 
 pytestmark = pytest.mark.kernel
 
@@ -126,10 +126,10 @@ def operate(ruleset: Ruleset, operation: tuple[str, str, int, str]) -> None:
             ruleset.put_chain(f"late{number}", ChainDecl(("drop",)))
 
 
-@given(st.lists(OPERATIONS, max_size=40))
+@given(st.lists(OPERATIONS, max_size=40), st.booleans())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_random_changes_in_batches_and_scripts_add_up(
-    nft: LibNftables, operations: list[tuple[str, str, int, str]]
+    nft: LibNftables, operations: list[tuple[str, str, int, str]], scripts: bool
 ) -> None:
     with no_table():
         ruleset = new_ruleset()
@@ -139,9 +139,12 @@ async def test_random_changes_in_batches_and_scripts_add_up(
             if operation[0] != "commit":
                 continue
             delta = ruleset.take()
-            few = elements_alone(delta, None)
-            assert (few is not None) is delta.only_elements
-            await (nft.run_elements(few) if few else nft.run(render(delta, ruleset.chains, "0x10000", new_mark=False)))
+            few = small(delta, None)
+            assert few is not None
+            if scripts:
+                await nft.run(render(delta, ruleset.chains, "0x10000", new_mark=False))
+            else:
+                await nft.run_small(few)
             assert held() == {name: one.values for name, one in ruleset.sets.items()}
             assert {one["chain"]["name"] for one in listed() if "chain" in one} == ruleset.chains.keys()
 
@@ -150,12 +153,12 @@ async def test_as_many_as_go_without_a_script(nft: LibNftables) -> None:
     with no_table():
         ruleset = new_ruleset()
         await load(nft, ruleset)
-        wanted = [f"10.{number >> 8}.{number & 255}.1" for number in range(FAST_ELEMENTS)]
+        wanted = [f"10.{number >> 8}.{number & 255}.1" for number in range(SMALL)]
         for ip in wanted:
             ruleset.put("map4", ip, "goto a_chain")
-        few = elements_alone(ruleset.take(), None)
+        few = small(ruleset.take(), None)
         assert few is not None
-        await nft.run_elements(few)
+        await nft.run_small(few)
         assert held()["map4"] == dict.fromkeys(wanted, "goto a_chain")
 
 
@@ -171,7 +174,7 @@ async def test_a_generation_is_what_a_script_makes_of_it(nft: LibNftables, mask:
             tables.append(text())
         assert len(set(tables)) == len(set(stamps))
         for stamp, wanted in zip(stamps, tables, strict=True):
-            await nft.run_elements(ElementTransaction(changes=(), stamp=StampChange(mask, stamp.bits)))
+            await nft.run_small(SmallTransaction(changes=(), stamp=StampChange(mask, stamp.bits)))
             assert text() == wanted
             assert (await nft.inventory()).mark == stamp.bits
 
@@ -209,11 +212,11 @@ async def test_a_refused_transaction_changes_nothing_and_names_the_element(nft: 
         wrong, words = REFUSED[cause]
         for changes in ((good, wrong), (wrong, good)):
             with pytest.raises(NftError) as caught:
-                await nft.run_elements(ElementTransaction(changes=changes))
+                await nft.run_small(SmallTransaction(changes=changes))
             assert words in str(caught.value)
             assert "old rules stay in force" in str(caught.value)
             assert text() == before
-        await nft.run_elements(ElementTransaction(changes=(good,)))
+        await nft.run_small(SmallTransaction(changes=(good,)))
         assert held()["plain4"] == {"8.8.8.8": ""}
 
 
@@ -226,26 +229,26 @@ async def test_among_many_the_refused_one_is_named(nft: LibNftables) -> None:
         await load(nft, ruleset)
         removed = (*there[:50], "9.9.9.9", *there[50:])
         with pytest.raises(NftError, match=r"removing from plain4 9\.9\.9\.9: .*ENOENT"):
-            await nft.run_elements(
-                ElementTransaction(changes=(ElementChange(name="plain4", type="ipv4_addr", removed=removed, added={}),))
+            await nft.run_small(
+                SmallTransaction(changes=(ElementChange(name="plain4", type="ipv4_addr", removed=removed, added={}),))
             )
         assert len(held()["plain4"]) == 100
 
 
 async def test_without_a_table_it_is_an_error(nft: LibNftables) -> None:
     with pytest.raises(NftError, match="No such file"):
-        await nft.run_elements(ElementTransaction(changes=(), stamp=StampChange(MASK, 0x10000)))
+        await nft.run_small(SmallTransaction(changes=(), stamp=StampChange(MASK, 0x10000)))
 
 
 async def test_answers_that_do_not_fit_the_socket_are_told_as_lost(nft: LibNftables) -> None:
     with no_table():
         await load(nft, new_ruleset())
-        small = ElementSocket("netagent", receive_bytes=1)
+        small = BatchSocket("netagent", receive_bytes=1)
         missing = [ElementChange(name=f"none{n}", type="ipv4_addr", removed=("9.9.9.9",), added={}) for n in range(60)]
-        good = ElementTransaction(changes=(ElementChange(name="plain4", type="ipv4_addr", added={"8.8.8.8": ""}),))
+        good = SmallTransaction(changes=(ElementChange(name="plain4", type="ipv4_addr", added={"8.8.8.8": ""}),))
         try:
             with pytest.raises(NftError, match="lost"):
-                small.commit(ElementTransaction(changes=tuple(missing)))
+                small.commit(SmallTransaction(changes=tuple(missing)))
             small.commit(good)
         finally:
             small.close()

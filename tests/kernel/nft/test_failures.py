@@ -12,7 +12,7 @@ from msgspec import structs
 
 from netagent.agent.dataplane.sync import UNREADY_AFTER
 from netagent.kernel.nft import LibNftables
-from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
+from netagent.ports import CounterValue, NftError, SmallTransaction, TableInventory
 from support import faults
 from support.cnibed import sh
 from support.driftbed import WatchedBed
@@ -26,16 +26,16 @@ pytestmark = [
 Fault = Callable[[], None]
 NEVER_SENT: dict[str, tuple[Fault, int]] = {
     "no memory for a script": (partial(faults.fail, "sendmsg", errno.ENOMEM), errno.ENOMEM),
-    "no memory for elements": (partial(faults.fail, "sendto", errno.ENOMEM), errno.ENOMEM),
+    "no memory for a batch": (partial(faults.fail, "sendto", errno.ENOMEM), errno.ENOMEM),
     "busy": (partial(faults.fail, "sendmsg", errno.EBUSY), errno.EBUSY),
-    "busy with elements": (partial(faults.fail, "sendto", errno.EBUSY), errno.EBUSY),
+    "busy with a batch": (partial(faults.fail, "sendto", errno.EBUSY), errno.EBUSY),
     "invalid": (partial(faults.fail, "sendmsg", errno.EINVAL), errno.EINVAL),
-    "invalid elements": (partial(faults.fail, "sendto", errno.EINVAL), errno.EINVAL),
+    "invalid batch": (partial(faults.fail, "sendto", errno.EINVAL), errno.EINVAL),
     "not permitted": (faults.give_up_net_admin, errno.EPERM),
 }
 ANSWER_LOST: dict[str, Fault] = {
     "answer to a script": partial(faults.fail, "recvmsg", errno.ENOBUFS),
-    "answer to elements": partial(faults.fail, "recvfrom", errno.ENOBUFS),
+    "answer to a batch": partial(faults.fail, "recvfrom", errno.ENOBUFS),
 }
 
 
@@ -63,12 +63,12 @@ class Faulty:
     async def run(self, commands: str) -> None:
         await self._now.run(commands)
 
-    async def run_elements(self, transaction: ElementTransaction) -> None:
+    async def run_small(self, transaction: SmallTransaction) -> None:
         nft = self._now
         if nft is self._good:
-            await nft.run_elements(transaction)
+            await nft.run_small(transaction)
         else:
-            await nft._call(nft._elements.commit, transaction)
+            await nft._call(nft._batches.commit, transaction)
 
     async def inventory(self) -> TableInventory:
         return await self._now.inventory()
@@ -145,17 +145,19 @@ async def test_what_the_kernel_does_not_take_changes_nothing_and_is_tried_again(
     await as_new(town)
 
 
-@pytest.mark.parametrize("cause", [cause for cause in NEVER_SENT if "elements" in cause or cause == "not permitted"])
-async def test_elements_that_cannot_be_sent_change_nothing(town: Town, cause: str) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("cause", [cause for cause in NEVER_SENT if "batch" in cause or cause == "not permitted"])
+async def test_a_batch_that_cannot_be_sent_changes_nothing(town: Town, cause: str, change: str) -> None:
     """The fast way itself: no whole replacement comes before."""
     fault, code = NEVER_SENT[cause]
     before = await town.ruleset()
     tried = len(town.dataplane.transactions)
     town.nft_of_agent.break_with(fault)
-    change_elements(town)
+    CHANGES[change](town)
     await town.until("an attempt failed", lambda: len(town.dataplane.transactions) > tried, 30)
     first = town.dataplane.transactions[tried]
-    assert first.elements_only
+    assert first.elements_only is (change == "elements")
+    assert not first.whole
     assert os.strerror(code) in first.error
     assert await town.ruleset() == before
     town.nft_of_agent.broken = False

@@ -6,7 +6,7 @@ import pytest
 
 from netagent.agent.dataplane.admission import NotAdmittedError
 from netagent.kernel.nft import LibNftables
-from netagent.ports import CounterValue, ElementTransaction, NftError, TableInventory
+from netagent.ports import CounterValue, NftError, SmallTransaction, TableInventory
 from netagent.records import Key, Pod
 from support import words
 from support.flows import flood
@@ -32,12 +32,12 @@ class Slow:
         await self.open.wait()
         await self._real.run(commands + ("add rule inet netagent nowhere accept\n" if self.refusing else ""))
 
-    async def run_elements(self, transaction: ElementTransaction) -> None:
+    async def run_small(self, transaction: SmallTransaction) -> None:
         self.waiting += 1
         await self.open.wait()
         if self.refusing:
             raise NftError("the test refuses")
-        await self._real.run_elements(transaction)
+        await self._real.run_small(transaction)
 
     async def inventory(self) -> TableInventory:
         return await self._real.inventory()

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from netagent.ports import ElementChange, ElementTransaction, NftError
+from netagent.ports import ElementChange, NftError, SmallTransaction
 from netagent.records import Upserted
 from support.flows import Flow, flood, tcp_forth, udp_back, udp_forth
 from support.podbed import Bed
@@ -30,7 +30,7 @@ class Refusing:
         self.inventory, self.counters, self.text = bed.nft.inventory, bed.nft.counters, bed.nft.text
         self.refuse = self.lie = False
         self.refused = 0
-        self._run, self._run_elements = bed.nft.run, bed.nft.run_elements
+        self._run, self._run_small = bed.nft.run, bed.nft.run_small
 
     async def run(self, commands: str) -> None:
         try:
@@ -42,11 +42,11 @@ class Refusing:
             self.refused += 1
             raise NftError("the answer was lost")
 
-    async def run_elements(self, transaction: ElementTransaction) -> None:
+    async def run_small(self, transaction: SmallTransaction) -> None:
         impossible = ElementChange(name="local4", type="ipv4_addr", removed=("192.0.2.254",), added={})
         changes = (*transaction.changes, impossible) if self.refuse else transaction.changes
         try:
-            await self._run_elements(ElementTransaction(changes=changes, stamp=transaction.stamp))
+            await self._run_small(SmallTransaction(changes=changes, stamp=transaction.stamp))
         except NftError:
             self.refused += 1
             raise

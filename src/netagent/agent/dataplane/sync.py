@@ -25,12 +25,12 @@ from netagent.core.policy.backlog import Arrival, Backlog, Portion
 from netagent.core.policy.compiler import Compiler
 from netagent.core.policy.frame import STAMP, FrameSettings
 from netagent.core.policy.generation import Stamp, must_clear, of_kernel
-from netagent.core.policy.render import elements_alone, render, replacement
+from netagent.core.policy.render import render, replacement, small
 from netagent.core.policy.store import Dirty, Store, same_pod
 from netagent.kernel import ctmarks
 from netagent.kernel.conntrack import ConntrackError
 from netagent.metrics import Metrics
-from netagent.ports import ElementTransaction, NetagentError, Nft, NftError, StampChange, TableInventory
+from netagent.ports import NetagentError, Nft, NftError, SmallTransaction, StampChange, TableInventory
 from netagent.records import Change, Endpoint, Kind, Listed, Pod, Upserted
 
 log = logging.getLogger(__name__)
@@ -369,8 +369,8 @@ class Dataplane:
         if self._covered:  # the first commit waits for all lists
             self._causes.covered(self._batch, began_s, compiled_s)
 
-    def _change(self) -> tuple[str | ElementTransaction, Stamp, Stamp]:
-        """The script or the elements, the generation in force and the one that comes with them."""
+    def _change(self) -> tuple[str | SmallTransaction, Stamp, Stamp]:
+        """The script or the small transaction, the generation in force and the one that comes with them."""
         assert self._stamp is not None  # noqa: S101 - known since the first replacement
         ruleset = self.compiler.ruleset
         delta = ruleset.take()
@@ -378,8 +378,8 @@ class Dataplane:
         if not delta:
             return "", self._stamp, stamp
         stamps = delta.revokes and STAMP in ruleset.chains
-        few = elements_alone(delta, StampChange(stamp.mask, stamp.bits) if stamps else None)
-        return few or render(delta, ruleset.chains, stamp.mark, new_mark=stamps), self._stamp, stamp
+        quick = small(delta, StampChange(stamp.mask, stamp.bits) if stamps else None)
+        return quick or render(delta, ruleset.chains, stamp.mark, new_mark=stamps), self._stamp, stamp
 
     async def _replacement(self) -> tuple[str, Stamp | None, Stamp]:
         """As for a change; the generation in force is None where nobody knows of any."""
@@ -407,13 +407,13 @@ class Dataplane:
             cleared = await self._clear_marks(coming.mask, current.bits if current else 0)
             log.info("generation %d comes; old stamps taken off %d open flows", coming.value, cleared)
 
-    async def _run(self, work: str | ElementTransaction, stamp: Stamp, whole: bool) -> None:
+    async def _run(self, work: str | SmallTransaction, stamp: Stamp, whole: bool) -> None:
         started_s, error = self._clock(), ""
         try:
             if isinstance(work, str):
                 await self._nft.run(work)
             else:
-                await self._nft.run_elements(work)
+                await self._nft.run_small(work)
         except NftError as failure:
             error = str(failure)
             raise

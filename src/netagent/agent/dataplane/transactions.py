@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from netagent.agent.dataplane.causes import Batch
 from netagent.metrics import Metrics
-from netagent.ports import ElementTransaction
+from netagent.ports import SmallTransaction
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +21,13 @@ class Transaction(Struct, frozen=True, gc=False):
     """Seconds since the epoch."""
     duration_s: float
     commands: int
-    """Lines of the script, or elements where there was none."""
+    """Lines of the script, or elements and objects where there was none."""
     whole: bool
     """Whether the whole table was replaced."""
     generation: int
     error: str = ""
     elements_only: bool = False
-    """Whether it went without a script."""
+    """Whether no set, chain or counter came or went."""
     cause: str = ""
     """Of a replacement: why the table was not trusted; empty: the first one, or the one before failed."""
     causes: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Transactions(list[Transaction]):
 
     def note(
         self,
-        work: str | ElementTransaction,
+        work: str | SmallTransaction,
         *,
         whole: bool,
         generation: int,
@@ -56,7 +56,8 @@ class Transactions(list[Transaction]):
         batch: Batch,
     ) -> None:
         """One has ended, well or badly; `cause`: of a replacement."""
-        kind = "whole" if whole else "change" if isinstance(work, str) else "elements"
+        only_elements = not isinstance(work, str) and not work.objects
+        kind = "whole" if whole else "elements" if only_elements else "change"
         metrics, oldest = self._metrics, batch.oldest
         metrics.commit.observe(duration_s)
         metrics.commits.labels("error" if error else "ok", kind).inc()
@@ -67,11 +68,11 @@ class Transactions(list[Transaction]):
             Transaction(
                 time.time(),
                 duration_s,
-                work.count("\n") if isinstance(work, str) else work.size,
+                work.count("\n") if isinstance(work, str) else work.elements + work.objects,
                 whole,
                 generation,
                 error,
-                not isinstance(work, str),
+                only_elements,
                 cause if whole else "",
                 batch.causes,
                 batch.left_out,

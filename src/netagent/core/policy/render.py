@@ -1,4 +1,4 @@
-"""A Delta as one kernel transaction: an nft script, or where only elements change, those alone.
+"""A Delta as one kernel transaction: an nft script, or a small one without.
 
 Order is data. What is referred to comes before what refers to it, removals come after additions and in reverse; only a
 map element that changes its verdict is removed before it is added again.
@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping
 
 from netagent.core.policy.frame import CURRENT, STAMP
 from netagent.core.policy.ruleset import GENERATION, ChainDecl, Delta, Elements, SetDecl
-from netagent.ports import ElementChange, ElementTransaction, StampChange, TableInventory
+from netagent.ports import ElementChange, NewSet, SmallTransaction, StampChange, TableInventory
 
 TABLE = "inet netagent"
 ELEMENTS_PER_COMMAND = 1000
 """Bounds the length of a line of the script."""
-FAST_ELEMENTS = 300
-"""More of them go as a script, which a thread hands over: they would hold the event loop for a millisecond."""
+SMALL = 3000
+"""More elements and objects go as a script: it is read without holding the interpreter."""
 FAST_TYPES = frozenset(("ipv4_addr", "ipv6_addr", "inet_service", "ifname"))
-"""Of elements that need no script, alone and as parts of a concatenation."""
+"""Of keys that need no script, alone and as fields of a concatenation."""
 
 
 def render(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark: bool) -> str:
@@ -28,17 +28,28 @@ def render(delta: Delta, chains: Mapping[str, ChainDecl], mark: str, *, new_mark
     return "\n".join(_lines(delta, chains, mark, new_mark=new_mark)) + "\n"
 
 
-def elements_alone(delta: Delta, stamp: StampChange | None) -> ElementTransaction | None:
-    """The same without a script; None where more changes than some elements. `stamp`: a new generation."""
-    if not delta.only_elements or not all(_fast(change.decl) for change in delta.changed_sets.values()):
-        return None
-    if sum(len(change.removed) + len(change.added) for change in delta.changed_sets.values()) > FAST_ELEMENTS:
+def small(delta: Delta, stamp: StampChange | None) -> SmallTransaction | None:
+    """The same without a script; None where that is not possible, or much changes. `stamp`: a new generation."""
+    if not _fast(delta):
         return None
     changes = tuple(
         ElementChange(name=name, type=one.decl.type, removed=tuple(one.removed), added=one.added)
         for name, one in delta.changed_sets.items()
     )
-    return ElementTransaction(changes=changes, stamp=stamp)
+    made = SmallTransaction(
+        new_counters=tuple(delta.new_counters),
+        new_sets=tuple(
+            NewSet(name=name, type=one.decl.type, interval=bool(one.decl.flags), elements=tuple(one.values))
+            for name, one in delta.new_sets.items()
+        ),
+        new_chains={name: chain.rules for name, chain in delta.new_chains.items()},
+        stamp=stamp,
+        changes=changes,
+        old_chains=tuple(sorted(delta.old_chains)),
+        old_sets=tuple(delta.old_sets),
+        old_counters=tuple(delta.old_counters),
+    )
+    return made if made.elements + made.objects <= SMALL else None
 
 
 def replacement(whole: Delta, mark: str, existing: TableInventory, *, anew: bool = False) -> str:
@@ -107,9 +118,25 @@ def _spec(elements: Elements) -> str:
     return f"type {elements.decl.type};{flags}{size}"
 
 
-def _fast(decl: SetDecl) -> bool:
+def _fast(delta: Delta) -> bool:
+    """Whether only elements of plain sets change, and what belongs to policies comes and goes."""
+    return (
+        not delta.changed_chains
+        and not any(chain.hook for chain in delta.new_chains.values())
+        and all(_plain(change.decl) for change in delta.changed_sets.values())
+        and all(_creatable(one.decl) for one in delta.new_sets.values())
+    )
+
+
+def _plain(decl: SetDecl) -> bool:
     key, _, data = decl.type.partition(" : ")
     return not decl.flags and data in ("", "verdict") and FAST_TYPES.issuperset(key.split(" . "))
+
+
+def _creatable(decl: SetDecl) -> bool:
+    if decl.size:
+        return False
+    return (decl.flags == "interval" and decl.type in FAST_TYPES) or (not decl.is_map and _plain(decl))
 
 
 def _declare_chains(delta: Delta) -> Iterator[str]:

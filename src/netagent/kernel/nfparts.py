@@ -1,0 +1,77 @@
+"""What a transaction of nf_tables is made of: messages, each with what it is about, in one datagram."""
+
+import struct
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from netagent.kernel.nfnetlink import (
+    NESTED,
+    NFPROTO_INET,
+    NFPROTO_UNSPEC,
+    NLM_F_ACK,
+    SUBSYSTEM_NFTABLES,
+    attribute,
+    message,
+)
+
+BATCH_BEGIN, BATCH_END = 0x10, 0x11
+LIST_ELEM = 1
+DATA_VALUE, DATA_VERDICT = 1, 2
+VERDICT_CODE, VERDICT_CHAIN = 1, 2
+VERDICTS = {"drop": 0, "accept": 1, "continue": -1, "return": -5}
+LEADING_VERDICTS = {"jump": -3, "goto": -4}
+
+
+class Part(Struct, frozen=True, gc=False):
+    """One message of a batch, with what it is about."""
+
+    type: int
+    flags: int
+    body: bytes
+    what: str
+    elements: tuple[str, ...] = ()
+    offsets: tuple[int, ...] = ()
+    """Where each element's attribute begins, counted from the message."""
+
+    def named(self, offset: int | None) -> str:
+        """What the error at that place of the message is about."""
+        if offset is not None and offset in self.offsets:
+            return f"{self.what} {self.elements[self.offsets.index(offset)]}"
+        return f"{self.what} {self.elements[0]}" if len(self.elements) == 1 else self.what
+
+
+def batch(some: Sequence[Part], sequence: int) -> bytes:
+    """The datagram. Begin has the sequence number given, part n the n-th after it, the last part asks for an answer."""
+    made = [message(BATCH_BEGIN, 0, sequence, family=NFPROTO_UNSPEC, resource=SUBSYSTEM_NFTABLES)]
+    for number, part in enumerate(some, start=1):
+        flags = part.flags | (NLM_F_ACK if number == len(some) else 0)
+        made.append(message(part.type, flags, sequence + number, family=NFPROTO_INET, body=part.body))
+    end = sequence + len(some) + 1
+    made.append(message(BATCH_END, 0, end, family=NFPROTO_UNSPEC, resource=SUBSYSTEM_NFTABLES))
+    return b"".join(made)
+
+
+def verdict(words: str) -> bytes:
+    """Attributes of a verdict: `drop`, `jump c`. Raises ValueError."""
+    word, _, chain = words.partition(" ")
+    code = LEADING_VERDICTS.get(word) if chain else VERDICTS.get(word)
+    if code is None:
+        raise ValueError(f"verdict {words!r}")
+    made = attribute(VERDICT_CODE, struct.pack("!i", code))
+    return made + (string(VERDICT_CHAIN, chain) if chain else b"")
+
+
+def nested(kind: int, value: bytes) -> bytes:
+    """An attribute of attributes."""
+    return attribute(kind | NESTED, value)
+
+
+def number(kind: int, value: int) -> bytes:
+    """32 bits, in network order."""
+    return attribute(kind, struct.pack("!I", value))
+
+
+def string(kind: int, words: str) -> bytes:
+    """Text that ends with a zero byte."""
+    return attribute(kind, words.encode() + b"\0")
