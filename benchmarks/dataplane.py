@@ -165,9 +165,8 @@ async def changes(node: Node, samples: Samples, repeats: dict[str, int]) -> None
         "one rule": lambda back: node.change_rule(7),
     }
     for kind, change in kinds.items():
-        ways = {way: run for way, run in WAYS.items() if kind != "one rule" or way != "libnftables"}
         for number in range(WARM_UP + max(repeats.values())):
-            for way, run in ways.items():
+            for way, run in WAYS.items():
                 if number < WARM_UP + repeats[way]:
                     kept: Samples = samples if number >= WARM_UP else {}
                     await there_and_back(node, run, change, kept.setdefault(f"{kind}: {way}", []))
