@@ -26,6 +26,7 @@ def facts(compiler: Compiler) -> dict[str, Any]:
         "class uses": uses,
         "constants": compiler._constants,
         "placed": {container: (one.ips, one.host_ifname, one.known) for container, one in compiler.placements.items()},
+        "problems": compiler.problems,
         "policies": {key: known.policy for key, known in compiler._policies.items()},
         "policy index": {name: vars(index) for name, index in compiler._policy_index.items()},
         "set uses": {key: (one.name, one.uses) for key, one in peers["_sets"].items()},

@@ -1,10 +1,11 @@
 """What the kernel tells about the node's ends of pod links: which pods' wiring somebody may have changed.
 
-A notification is compared with what `kernel.wiring` makes; what agrees (our own work, mostly) is no news.
+A notification is compared with what `kernel.wiring` makes; what agrees is no news. Of several about the same thing the
+last one counts: our own work, whose steps are told after it is done, ends in what agrees.
 """
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Self
 
 from netagent.core.cni import HOST_MAC
@@ -16,6 +17,7 @@ from netagent.kernel.entries import (
     NDMSG,
     NUD_PERMANENT,
     RT_TABLE_MAIN,
+    RTA_PRIORITY,
     RTA_TABLE,
     RTM_DELNEIGH,
     RTM_DELROUTE,
@@ -24,6 +26,7 @@ from netagent.kernel.entries import (
 )
 from netagent.kernel.links import FAMILY, PREFIX_BITS, RTA_DST, RTA_OIF, RTMSG, address_text
 from netagent.kernel.rtnetlink import MalformedError, Message, Monitor, attributes, fields, messages
+from netagent.kernel.vethsysctls import host_sysctls
 from netagent.records import Endpoint
 
 RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 1, 3, 7, 11
@@ -39,6 +42,10 @@ GROUPS = (
 RTM_NEWNETCONF = 80
 NETCONFMSG_BYTES = 4
 NETCONFA_IFINDEX = 1
+NETCONF_SYSCTLS = {2: "forwarding", 3: "rp_filter", 5: "proxy_arp"}
+"""Of those that a notification tells; the last is proxy_ndp in IPv6, which is none of ours."""
+NOTHING: tuple[Hashable, str] = ("", "")
+"""Of a notification that is about none of the pods."""
 
 
 class PodLinkNews:
@@ -63,10 +70,15 @@ class PodLinkNews:
             return frozenset()
         pods = _Pods(endpoints)
         try:
-            found = {pods.suspect(message) for datagram in datagrams for message in messages(datagram)}
+            last = {
+                about: suspect
+                for datagram in datagrams
+                for message in messages(datagram)
+                for about, suspect in pods.suspects(message)
+            }
         except MalformedError:
             return None
-        return frozenset(found - {""})
+        return frozenset(last.values()) - {""}
 
 
 class _Pods:
@@ -75,54 +87,76 @@ class _Pods:
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self._by_name = {endpoint.host_ifname: endpoint for endpoint in endpoints}
         self._by_ip = {ip: endpoint for endpoint in self._by_name.values() for ip in endpoint.ips}
-        self._index = {name: index for index, name in socket.if_nameindex() if name in self._by_name}
+        # One by one: a list of all links waits for whoever wires a pod just now, and the event loop with it.
+        self._index = {name: index for name in self._by_name if (index := _index_of(name))}
         self._name = {index: name for name, index in self._index.items()}
 
-    def suspect(self, message: Message) -> str:
-        """The pod that the notification says something wrong of; "": none."""
+    def suspects(self, message: Message) -> Iterator[tuple[Hashable, str]]:
+        """What the notification is about, and the pod that it says something wrong of; "": none."""
         match message.kind:
             case links.RTM_NEWLINK | links.RTM_DELLINK:
-                return self._of_link(message)
+                yield self._of_link(message)
             case kind if kind in (RTM_NEWROUTE, RTM_DELROUTE):
-                return self._of_route(message)
+                yield self._of_route(message)
             case kind if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-                return self._of_neighbour(message)
+                yield self._of_neighbour(message)
             case kind if kind == RTM_NEWNETCONF:
-                raw = attributes(message.body, NETCONFMSG_BYTES).get(NETCONFA_IFINDEX, b"")
-                return self._name.get(int.from_bytes(raw, "little"), "")
-        return ""
+                yield from self._of_sysctls(message)
 
-    def _of_link(self, message: Message) -> str:
+    def _of_link(self, message: Message) -> tuple[Hashable, str]:
         link = links.read_link(message)
+        about = links.RTM_NEWLINK, link.index
         name = link.name if link.name in self._by_name else self._name.get(link.index, "")
         right = message.kind == links.RTM_NEWLINK and link.name == name and link.up and link.mac == HOST_MAC
         # One that was renamed is told under a name that nobody knows: then a pod of ours has no link of its name.
         if not name and link.mac == HOST_MAC:
-            return next((known for known in self._by_name if known not in self._index), "")
-        return "" if right else name
+            return about, next((known for known in self._by_name if known not in self._index), "")
+        return about, "" if right else name
 
-    def _of_route(self, message: Message) -> str:
+    def _of_route(self, message: Message) -> tuple[Hashable, str]:
         number, length, _, _, _, protocol, _, _, _ = fields(RTMSG, message)
         family = FAMILY.get(number)
         if family is None or length != PREFIX_BITS[family]:
-            return ""
+            return NOTHING
         found = attributes(message.body, RTMSG.size)
-        endpoint = self._by_ip.get(address_text(family, found.get(RTA_DST, b"")))
+        ip = address_text(family, found.get(RTA_DST, b""))
+        endpoint = self._by_ip.get(ip)
         if endpoint is None or int.from_bytes(found.get(RTA_TABLE, b""), "little") != RT_TABLE_MAIN:
-            return ""
+            return NOTHING
         index = int.from_bytes(found.get(RTA_OIF, b""), "little")
         right = index == self._index.get(endpoint.host_ifname) and protocol == ROUTE_PROTOCOL
-        return "" if right and message.kind == RTM_NEWROUTE else endpoint.host_ifname
+        about = RTM_NEWROUTE, ip, index, protocol, found.get(RTA_PRIORITY, b"")
+        return about, "" if right and message.kind == RTM_NEWROUTE else endpoint.host_ifname
 
-    def _of_neighbour(self, message: Message) -> str:
+    def _of_neighbour(self, message: Message) -> tuple[Hashable, str]:
         number, index, state, _, _ = fields(NDMSG, message)
         family, name = FAMILY.get(number), self._name.get(index)
         if family is None or name is None:
-            return ""
+            return NOTHING
         found = attributes(message.body, NDMSG.size)
         ip = address_text(family, found.get(NDA_DST, b""))
         endpoint = self._by_ip.get(ip)
         if endpoint is None or endpoint.host_ifname != name:
-            return ""
+            return NOTHING
         right = state & NUD_PERMANENT and found.get(NDA_LLADDR, b"").hex(":") == endpoint.mac
-        return "" if right and message.kind == RTM_NEWNEIGH else name
+        return (RTM_NEWNEIGH, ip, index), "" if right and message.kind == RTM_NEWNEIGH else name
+
+    def _of_sysctls(self, message: Message) -> Iterator[tuple[Hashable, str]]:
+        found = attributes(message.body, NETCONFMSG_BYTES)
+        index = int.from_bytes(found.get(NETCONFA_IFINDEX, b""), "little")
+        family, name = FAMILY.get(message.body[0]), self._name.get(index)
+        if family is None or name is None:
+            return
+        wanted = host_sysctls(self._by_name[name])[f"ipv{family}"]
+        for kind, sysctl in NETCONF_SYSCTLS.items():
+            if kind in found and sysctl in wanted:
+                right = int.from_bytes(found[kind], "little") == wanted[sysctl]
+                yield (RTM_NEWNETCONF, family, index, kind), "" if right else name
+
+
+def _index_of(name: str) -> int:
+    """0 where there is no such link."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0

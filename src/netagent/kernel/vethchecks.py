@@ -1,6 +1,8 @@
 """What of a pod's link is not as it was made, in words. Empty: all is there."""
 
 import contextlib
+from errno import ENODEV
+from typing import Any
 
 from netagent.core.cni import HOST_MAC
 from netagent.kernel import sysctl
@@ -25,11 +27,11 @@ def sysctl_problems(endpoint: Endpoint) -> list[str]:
 
 def host_problems(endpoint: Endpoint) -> list[str]:
     with IPRoute() as rtnetlink:
-        index = _index(rtnetlink, endpoint.host_ifname)
-        if index is None:
+        link = _link(rtnetlink, endpoint.host_ifname)
+        if link is None:
             return [f"link {endpoint.host_ifname} is missing or down"]
-        problems = []
-        if not any(link.get("IFLA_ADDRESS") == HOST_MAC for link in rtnetlink.get_links(index)):
+        index, problems = link["index"], []
+        if link.get("IFLA_ADDRESS") != HOST_MAC:
             problems.append(f"link {endpoint.host_ifname} has another MAC than {HOST_MAC}")
         for ip in endpoint.ips:
             if not _has_route(rtnetlink, ip, index):
@@ -41,10 +43,10 @@ def host_problems(endpoint: Endpoint) -> list[str]:
 
 def pod_problems(endpoint: Endpoint) -> list[str]:
     with IPRoute() as rtnetlink:
-        index = _index(rtnetlink, endpoint.ifname)
-        if index is None:
+        link = _link(rtnetlink, endpoint.ifname)
+        if link is None:
             return [f"link {endpoint.ifname} in the pod is missing or down"]
-        problems = []
+        index, problems = link["index"], []
         held = {message.get("IFA_ADDRESS") for message in rtnetlink.get_addr(index=index)}
         for ip in endpoint.ips:
             via = gateway(ip)
@@ -58,12 +60,15 @@ def pod_problems(endpoint: Endpoint) -> list[str]:
         return problems
 
 
-def _index(rtnetlink: IPRoute, name: str) -> int | None:
-    """Index of the link of that name if it is up."""
-    for message in rtnetlink.get_links(ifname=name):
-        if message["flags"] & IFF_UP:
-            return int(message["index"])
-    return None
+def _link(rtnetlink: IPRoute, name: str) -> Any:
+    """The link of that name if it is up. Asked for alone: a dump takes milliseconds on a full node."""
+    try:
+        (link,) = rtnetlink.link("get", ifname=name)
+    except NetlinkError as error:
+        if error.code == ENODEV:
+            return None
+        raise
+    return link if link["flags"] & IFF_UP else None
 
 
 def _has_route(rtnetlink: IPRoute, ip: str, index: int) -> bool:

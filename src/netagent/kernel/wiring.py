@@ -30,8 +30,10 @@ from netagent.records import Endpoint
 T = TypeVar("T")
 
 LINK_NAME = re.compile(r"nap[0-9a-f]{12}")
-WORKERS = 4
+WIRERS = 4
 """Threads that wire. The kernel does one such thing at a time (RTNL); more threads would only wait."""
+REMOVERS = 16
+"""Threads that remove links: they wait longest where RTNL is not held, until nobody uses the link."""
 LOCAL_ROUTE_TIMEOUT_S = 10.0
 LOCAL_ROUTE_POLL_S = 0.0005
 
@@ -48,7 +50,8 @@ class Wiring:
     """Wires pods in worker threads, several at a time. The caller sees to it that it is one at a time for one pod."""
 
     def __init__(self) -> None:
-        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="wiring")
+        self._wirers = ThreadPoolExecutor(WIRERS, thread_name_prefix="wiring")
+        self._removers = ThreadPoolExecutor(REMOVERS, thread_name_prefix="unwiring")
 
     async def wire(self, endpoint: Endpoint, mtu: int) -> None:
         """Make the link, addresses, routes and neighbours. Raises NetagentError; then none of it is left."""
@@ -56,7 +59,7 @@ class Wiring:
 
     async def unwire(self, host_ifname: str) -> None:
         """Remove the link and all that hangs on it; done where there is none. Raises RtnetlinkError."""
-        await self._run(lambda: unwire(host_ifname))
+        await self._run(lambda: unwire(host_ifname), self._removers)
 
     async def check(self, endpoint: Endpoint) -> tuple[str, ...]:
         """What differs from what `wire` made; empty: nothing. Raises NetnsError where the pod has none."""
@@ -88,11 +91,12 @@ class Wiring:
 
     def close(self) -> None:
         """No more work is accepted."""
-        self._workers.shutdown(wait=False)
+        self._wirers.shutdown(wait=False)
+        self._removers.shutdown(wait=False)
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _run(self, work: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+            return await asyncio.get_running_loop().run_in_executor(pool or self._wirers, work)
         except NetlinkError as error:
             raise RtnetlinkError("answer a query", error.code, "") from error
 

@@ -12,6 +12,7 @@ import pytest
 from netagent.agent.pods.podlinks import PodLinks
 from netagent.core.cni import HOST_MAC, host_ifname
 from netagent.kernel.netns import open_netns, run_in_netns
+from netagent.records import Endpoint
 from support.cnibed import Bed, addresses, has_link, sh, udp_socket
 from support.waiting import until
 
@@ -122,6 +123,31 @@ async def test_pods_that_come_and_go_are_no_drift(bed: Bed, links: PodLinks, pod
     await asyncio.sleep(0.3)
     assert links.repairs == 0
     assert [endpoint.container_id for endpoint in bed.server.endpoints()] == ["web"]
+
+
+async def test_a_pod_that_is_wired_is_not_compared_with_itself(
+    bed: Bed, links: PodLinks, pod_netns: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells each step of an ADD, when it is done; on a full node comparing costs as much as wiring."""
+    compared: list[str] = []
+    check = bed.server._wiring.check_host_side
+
+    async def counted(endpoint: Endpoint) -> tuple[str, ...]:
+        compared.append(endpoint.container_id)
+        return await check(endpoint)
+
+    monkeypatch.setattr(bed.server._wiring, "check_host_side", counted)
+    for number in range(4):
+        pod_netns(f"p{number}")
+    await asyncio.gather(*(bed.add(f"p{number}") for number in range(4)))
+    rounds = links.rounds
+    sh("ip", "link", "add", "other", "type", "veth", "peer", "name", "other1")
+    await until(lambda: links.rounds > rounds, "what was told until now is read")
+    sh("ip", "link", "del", "other")
+    assert compared == []
+    sh("sh", "-c", f"echo 1 > /proc/sys/net/ipv4/conf/{LINK}/rp_filter")
+    await until(lambda: compared, "what others do is compared")
+    assert set(compared) == {"web"}
 
 
 async def test_a_pod_whose_namespace_is_gone_gets_no_link(

@@ -90,6 +90,8 @@ class Compiler:
         self._chain_uses: dict[str, int] = {}
         self.placements: dict[str, Placement] = {}
         """By container ID."""
+        self.problems: dict[Key, tuple[str, ...]] = {}
+        """Policies that could not be honoured wholly, and why."""
         self._vteps: frozenset[str] = frozenset()
         self._overlay: frozenset[str] = frozenset()
         self._revisions = 0
@@ -140,11 +142,6 @@ class Compiler:
         if subnets != self._settings.own_subnets:
             self._settings = structs.replace(self._settings, own_subnets=subnets)
             self._put_frame()
-
-    @property
-    def problems(self) -> dict[Key, tuple[str, ...]]:
-        """Policies that could not be honoured wholly, and why."""
-        return {key: known.policy.problems for key, known in self._policies.items() if known.policy.problems}
 
     def policy(self, key: Key) -> Policy | None:
         """The policy as understood."""
@@ -210,6 +207,9 @@ class Compiler:
         index = self._policy_index.setdefault(key.namespace, SelectorIndex())
         old, source = self._policies.pop(key, None), self.store.policies.get(key)
         policy = self._meaning(key, source)
+        self.problems.pop(key, None)
+        if policy is not None and policy.problems:
+            self.problems[key] = policy.problems
         selectors = {one.selects for one in (old.policy if old else None, policy) if one is not None}
         if old is not None and old.policy != policy:
             index.discard(old.policy.selects, key)
