@@ -52,9 +52,11 @@ def router(number: int, client_ip: str, server_ip: str) -> Router:
     return made
 
 
-def forget_closed(one: Router) -> None:
-    """Connections that were reset leave the tracking table soon; of use where there is one."""
-    one.run("sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_close=1")
+def steer(one: Router, processors: int) -> None:
+    """Which processors, as a bit mask, the packets of all links are processed on; 0: where they were sent from."""
+    for netns in (one.name, Path(one.client).name, Path(one.server).name):
+        set_all = f"for queue in /sys/class/net/*/queues/rx-0; do echo {processors:x} >$queue/rps_cpus; done"
+        bed.run("ip", "netns", "exec", netns, "sh", "-c", set_all)
 
 
 def _end(one: Router, netns: str, link: str, ip: str) -> None:

@@ -1,15 +1,20 @@
-// Load between two network namespaces, for a number of seconds.
+// Load between pairs of network namespaces, one pair after the other, whichever standard input asks for.
 //
-//   netload connections SECONDS CLIENT_NETNS SERVER_NETNS IP PORT   TCP connections opened and reset, per second;
-//                                                                   processor time of the client for each, in ns
-//   netload packets     SECONDS CLIENT_NETNS SERVER_NETNS IP PORT   packets with 64 bytes of UDP that arrive, per second;
-//                                                                   processor time of the client for each sent, in ns
-//   netload roundtrip   SECONDS CLIENT_NETNS SERVER_NETNS IP PORT   64 bytes of UDP there and back: median, p99 in ns
+//   netload connections IP PORT CLIENT_NETNS SERVER_NETNS [CLIENT_NETNS SERVER_NETNS ...]
+//       TCP connections opened and reset, per second; processor time of the client for each, in ns
+//   netload packets ...     packets with 64 bytes of UDP that arrive, per second; processor time of the client for each
+//                           that is sent, in ns
+//   netload roundtrip ...   64 bytes of UDP there and back: median, p99 in ns
 //
-// Connections are ended by a reset, so that neither side keeps ports in TIME_WAIT. Client and server have a processor
-// each: the kernel forwards on the one that sends, so what the client's does is what is measured. What the kernel does
-// for a packet is for the most part done in the client's own system call, so the client's processor time tells what a
-// rule costs even where other programs take turns with it.
+// A line on standard input is the number of a pair, from 0 on, and seconds; the answer is a line with two figures. The
+// program ends with its input, or with status 1 where nothing came through.
+//
+// All servers stand ready from the beginning and cost nothing while they wait, so a turn may be short: what else the
+// machine does then hits all pairs alike. The first part of each turn is not counted: caches are filled with what this
+// pair needs. Connections are ended by a reset, so that neither side keeps ports in TIME_WAIT. Client and servers have
+// a processor each: the kernel forwards on the one that sends, so what the client's does is what is measured. What the
+// kernel does for a packet is for the most part done in the client's own system call, so the client's processor time
+// tells what a rule costs even where other programs take turns with it.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -23,14 +28,14 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { BYTES = 64, BATCH = 32, MAX_ROUNDTRIPS = 1 << 20, BUFFER = 8 << 20 };
+enum { BYTES = 64, BATCH = 32, MAX_ROUNDTRIPS = 1 << 20, BUFFER = 8 << 20, PATIENCE_NS = 1000000000 };
+static const double WARM_UP = 0.2;  // of the counted time, before it
 
 static struct sockaddr_in server = {.sin_family = AF_INET};
-static volatile long *received;  // by the server, shared with the client
+static volatile long *received;  // by the server of each pair, shared with the client
 
 static int64_t now_ns(void) {
     struct timespec t;
@@ -49,10 +54,18 @@ static void fail(const char *what) {
     exit(1);
 }
 
-static void enter(const char *netns) {
+struct figures {
+    double first, second;
+};
+
+static int opened(const char *netns) {
     int ns = open(netns, O_RDONLY | O_CLOEXEC);
-    if (ns < 0 || setns(ns, CLONE_NEWNET) < 0) fail(netns);
-    close(ns);
+    if (ns < 0) fail(netns);
+    return ns;
+}
+
+static void enter(int netns) {
+    if (setns(netns, CLONE_NEWNET) < 0) fail("setns");
 }
 
 static void pin(int processor) {
@@ -82,7 +95,8 @@ static int connected(void) {
     return fd;
 }
 
-static void serve_connections(int fd) {
+static void serve_connections(int fd, int pair) {
+    (void)pair;
     struct linger reset = {.l_onoff = 1};
     for (;;) {
         int peer = accept(fd, NULL, NULL);
@@ -92,7 +106,8 @@ static void serve_connections(int fd) {
     }
 }
 
-static void connections(double seconds) {
+static struct figures connections(double seconds, int pair) {
+    (void)pair;
     struct linger reset = {.l_onoff = 1};
     int64_t began = now_ns(), end = began + (int64_t)(seconds * 1e9), now = began;
     int64_t used_ns = processor_ns();
@@ -105,7 +120,7 @@ static void connections(double seconds) {
         close(fd);
     }
     if (!made) exit(1);
-    printf("%.1f\n%.1f\n", made / ((now - began) / 1e9), (double)(processor_ns() - used_ns) / made);
+    return (struct figures){made / ((now - began) / 1e9), (double)(processor_ns() - used_ns) / made};
 }
 
 static void batch(struct mmsghdr *messages, struct iovec *parts, char (*texts)[BYTES]) {
@@ -115,18 +130,18 @@ static void batch(struct mmsghdr *messages, struct iovec *parts, char (*texts)[B
     }
 }
 
-static void serve_packets(int fd) {
+static void serve_packets(int fd, int pair) {
     struct mmsghdr messages[BATCH];
     struct iovec parts[BATCH];
     char texts[BATCH][BYTES];
     batch(messages, parts, texts);
     for (;;) {
         int got = recvmmsg(fd, messages, BATCH, MSG_WAITFORONE, NULL);
-        if (got > 0) *received += got;
+        if (got > 0) received[pair] += got;
     }
 }
 
-static void packets(double seconds) {
+static struct figures packets(double seconds, int pair) {
     struct mmsghdr messages[BATCH];
     struct iovec parts[BATCH];
     char texts[BATCH][BYTES] = {{0}};
@@ -134,18 +149,20 @@ static void packets(double seconds) {
     int fd = connected();
     int64_t began = now_ns(), end = began + (int64_t)(seconds * 1e9), now;
     int64_t used_ns = processor_ns();
-    long sent = 0;
+    long sent = 0, before = received[pair], got;
     while ((now = now_ns()) < end) {
         int count = sendmmsg(fd, messages, BATCH, 0);
         if (count > 0) sent += count;
     }
     used_ns = processor_ns() - used_ns;
-    long got = *received;
+    while (!(got = received[pair] - before) && now_ns() < end + PATIENCE_NS) usleep(100);  // a server that was asleep
     if (!got) exit(1);
-    printf("%.1f\n%.1f\n", got / ((now - began) / 1e9), (double)used_ns / sent);
+    close(fd);
+    return (struct figures){got / ((now - began) / 1e9), (double)used_ns / sent};
 }
 
-static void serve_roundtrips(int fd) {
+static void serve_roundtrips(int fd, int pair) {
+    (void)pair;
     char text[BYTES];
     struct sockaddr_in from;
     for (;;) {
@@ -160,7 +177,8 @@ static int ascending(const void *one, const void *other) {
     return (a > b) - (a < b);
 }
 
-static void roundtrips(double seconds) {
+static struct figures roundtrips(double seconds, int pair) {
+    (void)pair;
     static int64_t took_ns[MAX_ROUNDTRIPS];
     char text[BYTES] = {0};
     int fd = connected(), answered = 0;
@@ -171,43 +189,58 @@ static void roundtrips(double seconds) {
     }
     if (!answered) exit(1);
     qsort(took_ns, answered, sizeof took_ns[0], ascending);
-    printf("%lld\n%lld\n", (long long)took_ns[answered / 2], (long long)took_ns[answered * 99 / 100]);
+    close(fd);
+    return (struct figures){took_ns[answered / 2], took_ns[(int64_t)answered * 99 / 100]};
 }
 
 static const struct load {
     const char *name;
     int kind;
-    void (*serve)(int);
-    void (*run)(double);
+    void (*serve)(int fd, int pair);
+    struct figures (*run)(double seconds, int pair);
 } LOADS[] = {
     {"connections", SOCK_STREAM, serve_connections, connections},
     {"packets", SOCK_DGRAM, serve_packets, packets},
     {"roundtrip", SOCK_DGRAM, serve_roundtrips, roundtrips},
 };
 
-int main(int argc, char **argv) {
-    if (argc != 7) return 2;
-    const struct load *load = NULL;
-    for (size_t index = 0; index < sizeof LOADS / sizeof LOADS[0]; index++)
-        if (!strcmp(argv[1], LOADS[index].name)) load = &LOADS[index];
-    if (!load || inet_pton(AF_INET, argv[5], &server.sin_addr) != 1) return 2;
-    server.sin_port = htons(atoi(argv[6]));
-    received = mmap(NULL, sizeof *received, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (received == MAP_FAILED) fail("mmap");
-    enter(argv[4]);
+// A server in the namespace; it ends with the client.
+static void served(const struct load *load, int netns, int pair) {
+    enter(netns);
     int fd = listening(load->kind);
     pid_t child = fork();
+    if (child < 0) fail("fork");
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         pin(1);
-        load->serve(fd);
+        load->serve(fd, pair);
     }
     close(fd);
-    enter(argv[3]);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 6 || argc % 2) return 2;
+    const struct load *load = NULL;
+    for (size_t index = 0; index < sizeof LOADS / sizeof LOADS[0]; index++)
+        if (!strcmp(argv[1], LOADS[index].name)) load = &LOADS[index];
+    if (!load || inet_pton(AF_INET, argv[2], &server.sin_addr) != 1) return 2;
+    server.sin_port = htons(atoi(argv[3]));
+    int pairs = (argc - 4) / 2, clients[pairs], pair;
+    size_t bytes = pairs * sizeof *received;
+    received = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (received == MAP_FAILED) fail("mmap");
+    for (pair = 0; pair < pairs; pair++) {
+        clients[pair] = opened(argv[4 + 2 * pair]);
+        served(load, opened(argv[5 + 2 * pair]), pair);
+    }
     pin(0);
-    load->run(atof(argv[2]));
-    fflush(stdout);
-    kill(child, SIGKILL);
-    waitpid(child, NULL, 0);
+    double seconds;
+    while (scanf("%d %lf", &pair, &seconds) == 2 && pair >= 0 && pair < pairs) {
+        enter(clients[pair]);
+        load->run(seconds * WARM_UP, pair);
+        struct figures found = load->run(seconds, pair);
+        printf("%.1f %.1f\n", found.first, found.second);
+        fflush(stdout);
+    }
     return 0;
 }
