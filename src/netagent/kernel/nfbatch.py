@@ -39,7 +39,7 @@ NETLINK_CAP_ACK, NETLINK_EXT_ACK = 10, 11
 EXTACK_MESSAGE, EXTACK_OFFSET = 1, 2
 SO_SNDBUFFORCE = 32
 RECEIVE_BYTES = 1 << 20
-SEND_BYTES = 1 << 20
+SEND_BYTES = 1 << 23
 """A batch is one datagram and has to fit. The kernel takes the memory only while it is being sent."""
 REFUSALS_NAMED = 3
 

@@ -2,9 +2,9 @@
 
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from netagent.kernel.nfnetlink import ATTRIBUTE, GENERIC, HEADER, NESTED, NLM_F_CREATE, SUBSYSTEM_NFTABLES, attribute
+from netagent.kernel.nfnetlink import ATTRIBUTE, NESTED, NLM_F_CREATE, SUBSYSTEM_NFTABLES, attribute
 from netagent.kernel.nfparts import DATA_VALUE, DATA_VERDICT, LIST_ELEM, Part, nested, number, string, verdict
 from netagent.ports import ElementChange, NewSet
 
@@ -22,35 +22,28 @@ INTERFACE_NAME_BYTES = 16
 ELEMENTS_PER_MESSAGE = 200
 """The list of elements is one attribute, whose length has 16 bits."""
 
+Encode = Callable[[str], bytes]
 Encoded = tuple[str, bytes]
-"""An element as nft writes it and as an attribute."""
+"""An element as nft writes it, and as a key or an attribute."""
 
 
 def changed(table: str, change: ElementChange) -> Iterator[Part]:
     """Removals, then additions. Raises ValueError, which names the element, for one that is none."""
     key_type, _, data_type = change.type.partition(" : ")
     encode = _encoder(change.name, key_type)
-    verdicts = {words: nested(ELEMENT_DATA, nested(DATA_VERDICT, verdict(words))) for words in _distinct(change)}
-    removed = [(element, _element(change.name, element, b"", encode)) for element in change.removed]
-    yield from _messages(table, change.name, DELSETELEM, removed)
-    added = [
-        (element, _element(change.name, element, verdicts[words] if data_type else b"", encode))
-        for element, words in change.added.items()
-    ]
+    yield from _messages(table, change.name, DELSETELEM, _plain(change.name, change.removed, encode))
+    added = _mapped(change.name, change.added, encode) if data_type else _plain(change.name, change.added, encode)
     yield from _messages(table, change.name, NEWSETELEM, added)
 
 
 def first(table: str, new: NewSet) -> Iterator[Part]:
     """The elements that a new set begins with. Raises ValueError, as above."""
     encode = _encoder(new.name, new.type)
-    if new.interval:
-        made = _intervals(new, encode)
-    else:
-        made = [(element, _element(new.name, element, b"", encode)) for element in new.elements]
+    made = (_intervals if new.interval else _plain)(new.name, new.elements, encode)
     yield from _messages(table, new.name, NEWSETELEM, made)
 
 
-def key_encoder(type_: str) -> Callable[[str], bytes]:
+def key_encoder(type_: str) -> Encode:
     """Of a set's elements, by the type of its key; parts of a concatenation are padded. Raises ValueError."""
     fields = type_.split(" . ")
     unknown = [field for field in fields if field not in _FIELDS]
@@ -69,37 +62,56 @@ def key_encoder(type_: str) -> Callable[[str], bytes]:
     return concatenation
 
 
-def _encoder(name: str, key_type: str) -> Callable[[str], bytes]:
+def _encoder(name: str, key_type: str) -> Encode:
     try:
         return key_encoder(key_type)
     except ValueError as error:
         raise ValueError(f"set {name}: {error}") from None
 
 
-def _distinct(change: ElementChange) -> set[str]:
-    return {words for words in change.added.values() if words}
+def _plain(name: str, elements: Iterable[str], encode: Encode) -> list[Encoded]:
+    """Keys alone, of which there are many."""
+    keys = _keys(name, elements, encode)
+    if not keys:
+        return []
+    head, tail = _around(len(keys[0][1]))
+    return [(element, head + key + tail) for element, key in keys]
 
 
-def _intervals(new: NewSet, encode: Callable[[str], bytes]) -> list[Encoded]:
+def _mapped(name: str, elements: Mapping[str, str], encode: Encode) -> list[Encoded]:
+    keys = _keys(name, elements, encode)
+    around: dict[str, tuple[bytes, bytes]] = {}
+    for words in {*elements.values()}:
+        data = nested(ELEMENT_DATA, nested(DATA_VERDICT, verdict(words)))
+        head, tail = _around(len(keys[0][1]), len(data))
+        around[words] = head, tail + data
+    made = []
+    for element, key in keys:
+        head, tail = around[elements[element]]
+        made.append((element, head + key + tail))
+    return made
+
+
+def _intervals(name: str, elements: Iterable[str], encode: Encode) -> list[Encoded]:
     """Disjoint, ascending ranges that do not touch each other: where each begins, and the key after its last.
 
     As nft has it, what is before the first range has an end too, and a range up to the last key has none.
     """
     end = number(ELEMENT_FLAGS, INTERVAL_END)
     made: list[Encoded] = []
-    for element in new.elements:
+    for element in elements:
         lowest, _, highest = element.partition("-")
-        first, last = (_key(new.name, words, encode) for words in (lowest, highest or lowest))
-        if last < first:
-            raise ValueError(f"element {element} of {new.name}: it ends before it begins")
-        if not made and any(first):
-            made.append((element, _attributes(bytes(len(first)), end)))
+        (_, start), (_, last) = _keys(name, (lowest, highest or lowest), encode)
+        if last < start:
+            raise ValueError(f"element {element} of {name}: it ends before it begins")
+        if not made and any(start):
+            made.append((element, _element(bytes(len(start)), end)))
         after = int.from_bytes(last, "big") + 1
         if after >> 8 * len(last):
-            made.append((element, _attributes(first, attribute(ELEMENT_USERDATA, OPEN_INTERVAL))))
+            made.append((element, _element(start, attribute(ELEMENT_USERDATA, OPEN_INTERVAL))))
         else:
-            made.append((element, _attributes(first, b"")))
-            made.append((element, _attributes(after.to_bytes(len(last), "big"), end)))
+            made.append((element, _element(start, b"")))
+            made.append((element, _element(after.to_bytes(len(last), "big"), end)))
     return made
 
 
@@ -108,35 +120,36 @@ def _messages(table: str, name: str, kind: int, elements: Sequence[Encoded]) -> 
     flags = NLM_F_CREATE if kind == NEWSETELEM else 0
     verb = "adding to" if kind == NEWSETELEM else "removing from"
     head = string(LIST_TABLE, table) + string(LIST_SET, name)
-    begin = HEADER.size + GENERIC.size + len(head) + ATTRIBUTE.size
     for start in range(0, len(elements), ELEMENTS_PER_MESSAGE):
         some = elements[start : start + ELEMENTS_PER_MESSAGE]
-        offset, offsets = begin, []
-        for _, encoded in some:
-            offsets.append(offset)
-            offset += len(encoded)
         body = head + nested(LIST_ELEMENTS, b"".join([encoded for _, encoded in some]))
-        yield Part(kind, flags, body, f"{verb} {name}", tuple([element for element, _ in some]), tuple(offsets))
+        names = tuple([element for element, _ in some])
+        yield Part(kind, flags, body, f"{verb} {name}", names, len(head) + ATTRIBUTE.size)
 
 
-def _element(name: str, element: str, more: bytes, encode: Callable[[str], bytes]) -> bytes:
-    return _attributes(_key(name, element, encode), more)
-
-
-def _key(name: str, element: str, encode: Callable[[str], bytes]) -> bytes:
+def _keys(name: str, elements: Iterable[str], encode: Encode) -> list[Encoded]:
+    made: list[Encoded] = []
+    element = ""
     try:
-        return encode(element)
+        for element in elements:
+            made.append((element, encode(element)))
     except (ValueError, OSError) as error:
         raise ValueError(f"element {element} of {name}: {error}") from None
+    return made
 
 
-def _attributes(key: bytes, more: bytes) -> bytes:
-    """One element; `more`: attributes other than its key."""
-    length = ATTRIBUTE.size + len(key)
-    key = _padded(key)
-    size = 2 * ATTRIBUTE.size + len(key)
-    heads = size + ATTRIBUTE.size + len(more), LIST_ELEM | NESTED, size, ELEMENT_KEY | NESTED, length, DATA_VALUE
-    return ELEMENT.pack(*heads) + key + more
+def _element(key: bytes, more: bytes) -> bytes:
+    """`more`: attributes other than its key."""
+    head, tail = _around(len(key), len(more))
+    return head + key + tail + more
+
+
+def _around(key_bytes: int, more_bytes: int = 0) -> tuple[bytes, bytes]:
+    """What stands before a key, and its padding."""
+    padding = bytes(-key_bytes % 4)
+    size = 2 * ATTRIBUTE.size + key_bytes + len(padding)
+    heads = size + ATTRIBUTE.size + more_bytes, LIST_ELEM | NESTED, size, ELEMENT_KEY | NESTED
+    return ELEMENT.pack(*heads, ATTRIBUTE.size + key_bytes, DATA_VALUE), padding
 
 
 def _padded(value: bytes) -> bytes:
@@ -165,7 +178,7 @@ def _interface(words: str) -> bytes:
     return name.ljust(INTERFACE_NAME_BYTES, b"\0")
 
 
-_FIELDS: dict[str, Callable[[str], bytes]] = {
+_FIELDS: dict[str, Encode] = {
     "ipv4_addr": _ipv4,
     "ipv6_addr": _ipv6,
     "inet_service": _service,

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from netagent.kernel.nfnetlink import (
+    ATTRIBUTE,
+    GENERIC,
+    HEADER,
     NESTED,
     NFPROTO_INET,
     NFPROTO_UNSPEC,
@@ -31,14 +34,24 @@ class Part(Struct, frozen=True, gc=False):
     body: bytes
     what: str
     elements: tuple[str, ...] = ()
-    offsets: tuple[int, ...] = ()
-    """Where each element's attribute begins, counted from the message."""
+    begin: int = 0
+    """Where the attribute of the first element begins in the body; 0: they have none."""
 
     def named(self, offset: int | None) -> str:
         """What the error at that place of the message is about."""
-        if offset is not None and offset in self.offsets:
-            return f"{self.what} {self.elements[self.offsets.index(offset)]}"
-        return f"{self.what} {self.elements[0]}" if len(self.elements) == 1 else self.what
+        found = self._element_at(offset - HEADER.size - GENERIC.size) if self.begin and offset is not None else ""
+        if found or len(self.elements) != 1:
+            return f"{self.what} {found}".rstrip()
+        return f"{self.what} {self.elements[0]}"
+
+    def _element_at(self, offset: int) -> str:
+        place = self.begin
+        for element in self.elements:
+            if place == offset:
+                return element
+            length, _ = ATTRIBUTE.unpack_from(self.body, place)
+            place += length + -length % 4
+        return ""
 
 
 def batch(some: Sequence[Part], sequence: int) -> bytes:

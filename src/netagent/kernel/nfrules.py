@@ -7,6 +7,7 @@ test holds each of them against libnftables. Anything else is refused, never gue
 import re
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 
 from netagent.kernel.nfnetlink import attribute
 from netagent.kernel.nfparts import DATA_VALUE, DATA_VERDICT, LIST_ELEM, nested, number, string, verdict
@@ -35,6 +36,7 @@ REGISTER_VERDICT, REGISTER = 0, 1
 SECOND_REGISTER = {"ip": 9, "ip6": 2}
 """Where the second field of a key begins: after 4 bytes of the first register, or after all 16."""
 FAMILIES = {"ipv4": 2, "ipv6": 10}
+CACHED_STATEMENTS = 4096
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
@@ -42,8 +44,10 @@ def rule(words: str) -> bytes:
     """The list of expressions of a rule. Raises ValueError, which says from where on it is not understood."""
     made, place = [], 0
     while place < len(words):
-        found, make = _statement(words, place)
-        made.append(make(*found.groups()))
+        found = _STATEMENT.match(words, place)
+        if found is None:
+            raise ValueError(f"rule {words!r} from {words[place:]!r} on")
+        made.append(_expressions(found[1]))
         place = found.end()
     return b"".join(made)
 
@@ -60,12 +64,13 @@ def stamp_rule(stamp: StampChange) -> bytes:
     )
 
 
-def _statement(words: str, place: int) -> tuple[re.Match[str], Callable[..., bytes]]:
-    for pattern, make in _STATEMENTS:
-        found = pattern.match(words, place)
+@lru_cache(CACHED_STATEMENTS)
+def _expressions(statement: str) -> bytes:
+    for pattern, make in _STATEMENTS.items():
+        found = re.fullmatch(pattern, statement, re.ASCII)
         if found:
-            return found, make
-    raise ValueError(f"rule {words!r} from {words[place:]!r} on")
+            return make(*found.groups())
+    raise ValueError(f"statement {statement!r}")
 
 
 def _expression(name: str, data: bytes) -> bytes:
@@ -141,17 +146,16 @@ _ADDRESS = r"ct (original|reply) (ip6?) saddr"
 _PORT = r"ct reply proto-src"
 _NAME = r"(\w+)"
 _TOLD = rf'limit rate (\d+)/second burst (\d+) packets log prefix "{_NAME}" group (\d+) snaplen (\d+)'
-_STATEMENTS: tuple[tuple[re.Pattern[str], Callable[..., bytes]], ...] = tuple(
-    (re.compile(f"{words}(?: |$)", re.ASCII), make)
-    for words, make in (
-        (f"meta l4proto ({'|'.join(PROTOCOLS)})", _protocol),
-        (f"meta nfproto ({'|'.join(FAMILIES)})", _family),
-        (f"{_ADDRESS} . {_PORT} @{_NAME}".replace(" . ", r" \. "), _address_and_port),
-        (f"{_ADDRESS} (!= )?@{_NAME}", _address),
-        (f"{_PORT} @{_NAME}", _port_in_set),
-        (rf"{_PORT} (\d+)(?:-(\d+))?", _port),
-        (_TOLD, _told),
-        (f"counter name {_NAME}", _counter),
-        (r"((?:goto|jump) \w+|accept|drop)", _verdict),
-    )
-)
+_STATEMENTS: dict[str, Callable[..., bytes]] = {
+    f"meta l4proto ({'|'.join(PROTOCOLS)})": _protocol,
+    f"meta nfproto ({'|'.join(FAMILIES)})": _family,
+    rf"{_ADDRESS} \. {_PORT} @{_NAME}": _address_and_port,
+    f"{_ADDRESS} (!= )?@{_NAME}": _address,
+    f"{_PORT} @{_NAME}": _port_in_set,
+    rf"{_PORT} (\d+)(?:-(\d+))?": _port,
+    _TOLD: _told,
+    f"counter name {_NAME}": _counter,
+    r"((?:goto|jump) \w+|accept|drop)": _verdict,
+}
+"""What makes the expressions of a statement from the groups of its pattern."""
+_STATEMENT = re.compile(f"({'|'.join(_STATEMENTS)})(?: |$)", re.ASCII)

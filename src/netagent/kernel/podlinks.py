@@ -4,6 +4,7 @@ A notification is compared with what `kernel.wiring` makes; what agrees is no ne
 last one counts: our own work, whose steps are told after it is done, ends in what agrees.
 """
 
+import contextlib
 import socket
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Self
@@ -87,9 +88,19 @@ class _Pods:
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self._by_name = {endpoint.host_ifname: endpoint for endpoint in endpoints}
         self._by_ip = {ip: endpoint for endpoint in self._by_name.values() for ip in endpoint.ips}
-        # One by one: a list of all links waits for whoever wires a pod just now, and the event loop with it.
-        self._index = {name: index for name in self._by_name if (index := _index_of(name))}
-        self._name = {index: name for name, index in self._index.items()}
+        self._names: dict[int, str] = {}
+
+    def _name_of(self, index: int) -> str:
+        """Of a pod's link with this number; "" where it is none.
+
+        Asked for one by one: a list of all links waits for whoever wires a pod just now, and the event loop with it.
+        """
+        if index not in self._names:
+            name = ""
+            with contextlib.suppress(OSError):
+                name = socket.if_indextoname(index)
+            self._names[index] = name if name in self._by_name else ""
+        return self._names[index]
 
     def suspects(self, message: Message) -> Iterator[tuple[Hashable, str]]:
         """What the notification is about, and the pod that it says something wrong of; "": none."""
@@ -106,11 +117,11 @@ class _Pods:
     def _of_link(self, message: Message) -> tuple[Hashable, str]:
         link = links.read_link(message)
         about = links.RTM_NEWLINK, link.index
-        name = link.name if link.name in self._by_name else self._name.get(link.index, "")
+        name = link.name if link.name in self._by_name else self._name_of(link.index)
         right = message.kind == links.RTM_NEWLINK and link.name == name and link.up and link.mac == HOST_MAC
         # One that was renamed is told under a name that nobody knows: then a pod of ours has no link of its name.
         if not name and link.mac == HOST_MAC:
-            return about, next((known for known in self._by_name if known not in self._index), "")
+            return about, next((known for known in self._by_name if not _exists(known)), "")
         return about, "" if right else name
 
     def _of_route(self, message: Message) -> tuple[Hashable, str]:
@@ -124,14 +135,14 @@ class _Pods:
         if endpoint is None or int.from_bytes(found.get(RTA_TABLE, b""), "little") != RT_TABLE_MAIN:
             return NOTHING
         index = int.from_bytes(found.get(RTA_OIF, b""), "little")
-        right = index == self._index.get(endpoint.host_ifname) and protocol == ROUTE_PROTOCOL
+        right = self._name_of(index) == endpoint.host_ifname and protocol == ROUTE_PROTOCOL
         about = RTM_NEWROUTE, ip, index, protocol, found.get(RTA_PRIORITY, b"")
         return about, "" if right and message.kind == RTM_NEWROUTE else endpoint.host_ifname
 
     def _of_neighbour(self, message: Message) -> tuple[Hashable, str]:
         number, index, state, _, _ = fields(NDMSG, message)
-        family, name = FAMILY.get(number), self._name.get(index)
-        if family is None or name is None:
+        family, name = FAMILY.get(number), self._name_of(index)
+        if family is None or not name:
             return NOTHING
         found = attributes(message.body, NDMSG.size)
         ip = address_text(family, found.get(NDA_DST, b""))
@@ -144,8 +155,8 @@ class _Pods:
     def _of_sysctls(self, message: Message) -> Iterator[tuple[Hashable, str]]:
         found = attributes(message.body, NETCONFMSG_BYTES)
         index = int.from_bytes(found.get(NETCONFA_IFINDEX, b""), "little")
-        family, name = FAMILY.get(message.body[0]), self._name.get(index)
-        if family is None or name is None:
+        family, name = FAMILY.get(message.body[0]), self._name_of(index)
+        if family is None or not name:
             return
         wanted = host_sysctls(self._by_name[name])[f"ipv{family}"]
         for kind, sysctl in NETCONF_SYSCTLS.items():
@@ -154,9 +165,8 @@ class _Pods:
                 yield (RTM_NEWNETCONF, family, index, kind), "" if right else name
 
 
-def _index_of(name: str) -> int:
-    """0 where there is no such link."""
+def _exists(name: str) -> bool:
     try:
-        return socket.if_nametoindex(name)
+        return bool(socket.if_nametoindex(name))
     except OSError:
-        return 0
+        return False

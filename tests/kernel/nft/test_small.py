@@ -288,6 +288,19 @@ async def test_a_refused_transaction_changes_nothing_and_names_what_was_refused(
     assert "9.9.9.9" in text()
 
 
+# How much
+
+
+async def test_as_much_as_goes_without_a_script(nft: LibNftables) -> None:
+    """In its longest form: rules."""
+    await nft.run(replacement(frame_alone().whole(), BEFORE.mark, TableInventory(exists=False)))
+    longest = "meta l4proto sctp ct reply proto-src 80-443 ct original ip6 saddr @local6 goto judge_ingress"
+    made = SmallTransaction(new_chains={"c_large": (longest,) * (SMALL - 1)})
+    assert made.objects == SMALL
+    await nft.run_small(made)
+    assert len([one for one in kernels()["rules"] if one[2] == b"c_large\0"]) == SMALL - 1
+
+
 # What goes as a script
 
 

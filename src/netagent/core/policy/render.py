@@ -13,8 +13,8 @@ from netagent.ports import ElementChange, NewSet, SmallTransaction, StampChange,
 TABLE = "inet netagent"
 ELEMENTS_PER_COMMAND = 1000
 """Bounds the length of a line of the script."""
-SMALL = 3000
-"""More elements and objects go as a script: it is read without holding the interpreter."""
+SMALL = 20_000
+"""More elements and objects go as a script: it is read without holding the interpreter for tens of milliseconds."""
 FAST_TYPES = frozenset(("ipv4_addr", "ipv6_addr", "inet_service", "ifname"))
 """Of keys that need no script, alone and as fields of a concatenation."""
 
