@@ -11,6 +11,7 @@ from typing import Self
 
 from netagent.core.cni import HOST_MAC
 from netagent.core.network.podnet import ROUTE_PROTOCOL
+from netagent.core.policy.frame import POD_LINKS
 from netagent.kernel import links
 from netagent.kernel.entries import (
     NDA_DST,
@@ -120,7 +121,8 @@ class _Pods:
         name = link.name if link.name in self._by_name else self._name_of(link.index)
         right = message.kind == links.RTM_NEWLINK and link.name == name and link.up and link.mac == HOST_MAC
         # One that was renamed is told under a name that nobody knows: then a pod of ours has no link of its name.
-        if not name and link.mac == HOST_MAC:
+        # (A link with a name of ours is that of a pod that is being wired.)
+        if not name and link.mac == HOST_MAC and not link.name.startswith(POD_LINKS):
             return about, next((known for known in self._by_name if not _exists(known)), "")
         return about, "" if right else name
 
