@@ -1,8 +1,9 @@
-"""nftables through libnftables' own Python module, in one worker thread; small transactions without it.
+"""nftables through libnftables' own Python module, in a worker thread; small transactions without it.
 
 The library is not thread-safe and each call blocks, so one thread owns it; ctypes releases the interpreter lock while
 the kernel works. A script is one transaction: the kernel takes all of it or nothing. For every script the library reads
-back what the kernel has of tables and sets, so its cost grows with the ruleset, not with the change.
+back what the kernel has of tables and sets, so its cost grows with the ruleset, not with the change. Small transactions
+have a thread of their own: a list of a large table takes the better part of a second.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ class LibNftables:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nft")
+        self._batch_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nft-batch")
         self._local = threading.local()
         self._batches = BatchSocket(TABLE_NAME)
 
@@ -45,7 +47,7 @@ class LibNftables:
         Raises NftError; then the kernel is unchanged, unless the error says that the answer was lost.
         """
         if transaction.objects or transaction.elements > FEW_ELEMENTS:
-            await self._call(self._batches.commit, transaction)
+            await asyncio.get_running_loop().run_in_executor(self._batch_thread, self._batches.commit, transaction)
         else:
             self._batches.commit(transaction)
 
@@ -89,8 +91,9 @@ class LibNftables:
         return await self._call(self._query, command)  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """End the worker thread after its current call."""
+        """End the worker threads after their current calls."""
         self._thread.shutdown(wait=True)
+        self._batch_thread.shutdown(wait=True)
         self._batches.close()
 
     async def _mark(self) -> int | None:

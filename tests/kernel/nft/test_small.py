@@ -1,9 +1,11 @@
 """Transactions with rules, sets, chains and counters: byte by byte what libnftables makes of the script."""
 
+import asyncio
 import ipaddress
 import itertools
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -319,3 +321,16 @@ def test_hooks_fixed_chains_and_much_at_once_go_as_a_script() -> None:
     assert small(ruleset.take(), None) is not None
     ruleset.put_chain("c_larger", ChainDecl(("drop",) * SMALL))
     assert small(ruleset.take(), None) is None
+
+
+async def test_a_list_under_way_holds_no_transaction_up(nft: LibNftables) -> None:
+    """On a large node libnftables takes the better part of a second for one."""
+    await nft.run(replacement(frame_alone().whole(), BEFORE.mark, TableInventory(exists=False)))
+    ended = threading.Event()
+    listing = nft._thread.submit(ended.wait)
+    try:
+        for made in (chain("goto admitted"), SmallTransaction(old_chains=("c_new",))):
+            await asyncio.wait_for(nft.run_small(made), 20)
+        assert not listing.done()
+    finally:
+        ended.set()
