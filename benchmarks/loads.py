@@ -4,21 +4,21 @@ All clients and servers stand ready for the whole measurement; whose turn it is 
 traffic is a context, and in it `turn` gives the figures of one turn.
 """
 
-import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from typing import Self
 
 from benchmarks import bed
-from benchmarks.routers import Router, steer
+from benchmarks.routers import Router
 
-CLIENT_PROCESSOR, SERVER_PROCESSOR = 0, 1 % (os.cpu_count() or 1)
 WARM_UP = 0.2
 """Of a turn's time, before it: caches are filled with what this router needs. tools/netload.c has the same."""
 SECONDS_WITHOUT_END = 86_400
+BEGUN_BYTES = 1 << 20
+"""More than iperf3 says before its stream."""
 CONGESTION_CONTROL = "cubic"
 """The kernel's own default. BBR, the default of some distributions, sends no faster than it thinks the path is, and
 what rules cost is lost in that."""
@@ -53,9 +53,9 @@ class Netload:
 class Streams:
     """One TCP stream of iperf3 each, stopped between its turns; what arrives is read from the server's link.
 
-    The receiver's acknowledgements leave from its processor, and what they let the sender send would too, beside what
-    the sender sends itself: packets overtake each other, and throughput is a matter of luck. So all packets are
-    processed where the sender is, as if they came from a network card with one queue for the flow.
+    Client and server have the same processor, so all that is done for a byte is done there, and it bounds the
+    throughput. With two of them, acknowledgements let packets leave from the one while the client sends from the
+    other; packets overtake each other, and throughput is a matter of luck.
     """
 
     def __init__(self, ip: str, port: int, routers: Sequence[Router]) -> None:
@@ -64,18 +64,19 @@ class Streams:
         self._clients: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        for one in self._routers:
-            steer(one, 1 << CLIENT_PROCESSOR)
-            self._servers.append(self._iperf(one.server, "-s"))
-            self._clients.append(self._connected(one))
+        try:
+            for one in self._routers:
+                self._servers.append(self._listening(one))
+                self._clients.append(self._connected(one))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in (*self._clients, *self._servers):
             process.kill()
             process.wait()
-        for one in self._routers:
-            steer(one, 0)
 
     def turn(self, number: int, seconds: float) -> tuple[float, ...]:
         """Gbit/s on the server's link."""
@@ -90,19 +91,26 @@ class Streams:
             raise RuntimeError(f"iperf3: nothing came through router {number}; run iperf3 in its namespaces and see")
         return (received * 8 / took_s / 1e9,)
 
+    def _listening(self, one: Router) -> subprocess.Popen[bytes]:
+        """A server; once this returns, its link is the one that /proc shows."""
+        server = self._iperf(one.server, "-s")
+        _wait(lambda: Path(f"/proc/{server.pid}/ns/net").samefile(one.server), one)
+        return server
+
     def _connected(self, one: Router) -> subprocess.Popen[bytes]:
         """A client that has begun, and is stopped."""
-        affinity = f"{CLIENT_PROCESSOR},{SERVER_PROCESSOR}"
-        options = ("-t", str(SECONDS_WITHOUT_END), "-i", "0", "-A", affinity, "-C", CONGESTION_CONTROL)
         number = len(self._clients)
-        before, deadline_s = self._received(number), time.monotonic() + bed.DEADLINE_S
+        before = self._received(number)
+        options = ("-t", str(SECONDS_WITHOUT_END), "-i", "0", "-A", "0,0", "-C", CONGESTION_CONTROL)
         client = self._iperf(one.client, "-c", self._ip, *options)
-        while self._received(number) - before < 1 << 20:
+
+        def flows() -> bool:
+            nonlocal client
             if client.poll() is not None:  # the server was not ready
                 client = self._iperf(one.client, "-c", self._ip, *options)
-            if time.monotonic() > deadline_s:
-                raise RuntimeError(f"iperf3: no stream through {one.name}; run iperf3 in its namespaces and see")
-            time.sleep(0.01)
+            return self._received(number) - before > BEGUN_BYTES
+
+        _wait(flows, one)
         client.send_signal(SIGSTOP)
         return client
 
@@ -113,5 +121,12 @@ class Streams:
     def _received(self, number: int) -> int:
         """Bytes, by the server's link."""
         links = Path(f"/proc/{self._servers[number].pid}/net/dev").read_text()
-        counters = links.partition("eth0:")[2].split(maxsplit=1)
-        return int(counters[0]) if counters else 0  # it is not in its namespace yet
+        return int(links.partition("eth0:")[2].split(maxsplit=1)[0])
+
+
+def _wait(done: Callable[[], bool], one: Router) -> None:
+    deadline_s = time.monotonic() + bed.DEADLINE_S
+    while not done():
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"iperf3: no stream through {one.name}; run iperf3 in its namespaces and see")
+        time.sleep(0.01)

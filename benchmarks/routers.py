@@ -52,13 +52,6 @@ def router(number: int, client_ip: str, server_ip: str) -> Router:
     return made
 
 
-def steer(one: Router, processors: int) -> None:
-    """Which processors, as a bit mask, the packets of all links are processed on; 0: where they were sent from."""
-    for netns in (one.name, Path(one.client).name, Path(one.server).name):
-        set_all = f"for queue in /sys/class/net/*/queues/rx-0; do echo {processors:x} >$queue/rps_cpus; done"
-        bed.run("ip", "netns", "exec", netns, "sh", "-c", set_all)
-
-
 def _end(one: Router, netns: str, link: str, ip: str) -> None:
     bed.run("ip", "netns", "add", netns)
     bed.run("ip", "-n", one.name, "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", netns)
