@@ -150,6 +150,8 @@ class Load(Struct, frozen=True):
     units: dict[str, str]
     """Of its figures, by name."""
     begin: Begin
+    rounds: int
+    """Each begins with new clients and servers: where their memory lies can make 2 % of the throughput."""
     turns: int
     """Of one round, after one that warms up."""
     turn_s: float
@@ -168,13 +170,12 @@ def _streams(_: Path, ip: str, routers: Sequence[Router]) -> Streams:
 
 PROCESSOR = "processor time per"
 LOADS = (
-    Load({"TCP throughput": "Gbit/s"}, _streams, 13, 0.03),
-    Load({"64-byte UDP": "kpackets/s", f"{PROCESSOR} packet": "us"}, _netload("packets"), 18, 0.02),
-    Load({"TCP connections": "k/s", f"{PROCESSOR} connection": "us"}, _netload("connections"), 40, 0.02),
-    Load({"round trip": "us"}, _netload("roundtrip"), 10, 0.02),
+    Load({"TCP throughput": "Gbit/s"}, _streams, 15, 30, 0.01),
+    Load({"64-byte UDP": "kpackets/s", f"{PROCESSOR} packet": "us"}, _netload("packets"), 12, 18, 0.02),
+    Load({"TCP connections": "k/s", f"{PROCESSOR} connection": "us"}, _netload("connections"), 12, 40, 0.02),
+    Load({"round trip": "us"}, _netload("roundtrip"), 12, 10, 0.02),
 )
-ROUNDS, QUICK_ROUNDS = 12, 2
-"""Each begins with new clients and servers: where their memory lies can make 2 % of the throughput."""
+QUICK_ROUNDS = 2
 CHECK_S = 0.05
 Samples = dict[str, dict[str, list[float]]]
 """By figure and rules."""
@@ -198,7 +199,9 @@ def measure(counts: tuple[int, ...], *, quick: bool) -> dict[str, Any]:
             check(netload, ips[1], one, rules.isolates)
             progress(f"{rules.name}: in the kernel after {made_s[rules.name]:.1f} s")
         for load in LOADS:
-            for figure, samples in in_rounds(load, netload, ips[1], stands, QUICK_ROUNDS if quick else ROUNDS).items():
+            for figure, samples in in_rounds(
+                load, netload, ips[1], stands, QUICK_ROUNDS if quick else load.rounds
+            ).items():
                 series |= {f"{figure}: {name}": structs.asdict(summarise(values)) for name, values in samples.items()}
                 found |= {f"{figure}: {name}": ratio(values, samples[BARE]) for name, values in samples.items()}
             progress(", ".join(load.units))
