@@ -16,7 +16,8 @@ by that without rules of the same turn; the median lies between "from" and "to" 
 All the namespaces have one conntrack table, the kernel's, and its timeouts are the kernel's defaults: the table has as
 many entries of closed connections as that of one node on which connections are opened at this rate all the time.
 A connection here is the shortest there is, four packets. The more a connection carries, the less conntrack and rules
-cost it.
+cost it. A TCP stream has one processor for its client, all forwarding and its server, so nothing that is done for it is
+hidden on another.
 
     python -m benchmarks.datapath [--quick] [--json FILE]
 """
@@ -175,7 +176,7 @@ LOADS = (
     Load({"TCP connections": "k/s", f"{PROCESSOR} connection": "us"}, _netload("connections"), 12, 40, 0.02),
     Load({"round trip": "us"}, _netload("roundtrip"), 12, 10, 0.02),
 )
-QUICK_ROUNDS = 2
+QUICK_ROUNDS = 1
 CHECK_S = 0.05
 Samples = dict[str, dict[str, list[float]]]
 """By figure and rules."""
@@ -199,9 +200,8 @@ def measure(counts: tuple[int, ...], *, quick: bool) -> dict[str, Any]:
             check(netload, ips[1], one, rules.isolates)
             progress(f"{rules.name}: in the kernel after {made_s[rules.name]:.1f} s")
         for load in LOADS:
-            for figure, samples in in_rounds(
-                load, netload, ips[1], stands, QUICK_ROUNDS if quick else load.rounds
-            ).items():
+            rounds = QUICK_ROUNDS if quick else load.rounds
+            for figure, samples in in_rounds(load, netload, ips[1], stands, rounds).items():
                 series |= {f"{figure}: {name}": structs.asdict(summarise(values)) for name, values in samples.items()}
                 found |= {f"{figure}: {name}": ratio(values, samples[BARE]) for name, values in samples.items()}
             progress(", ".join(load.units))
