@@ -16,7 +16,7 @@ class NetagentError(Exception):
 
 
 class NftError(NetagentError):
-    """nftables refused a transaction; the kernel is unchanged."""
+    """A transaction or a question to nftables failed; the kernel is unchanged, unless the text says otherwise."""
 
 
 class TableInventory(Struct, frozen=True, gc=False, kw_only=True):

@@ -29,6 +29,8 @@ GATEWAY_V6 = "fe80::ecee:eeff:feee:eeee"
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
 """Of every host end of a pod's veth: pods keep working when theirs is made again."""
 
+HOST_IFNAME = re.compile(r"nap[0-9a-f]{12}")
+"""What `host_ifname` makes."""
 CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,254}")
 IFNAME = re.compile(r"[!-.0-9;-~]{1,15}")
 """The kernel takes any bytes but a slash, a colon and white space; names of pods' interfaces are plain text."""

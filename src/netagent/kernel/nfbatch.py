@@ -3,7 +3,8 @@
 A batch is one datagram: NFNL_MSG_BATCH_BEGIN, the changes, NFNL_MSG_BATCH_END. The kernel works through it while it is
 being sent, takes all of it or nothing, and has answered when `send` returns: an acknowledgement of the last change, or
 an error for each message that it refused. Nothing is read before, so the cost is that of the change, however large the
-table. The exception is a map element that leads to a chain: the kernel then walks all chains for loops.
+table. The exceptions are a map element that leads to a chain and a rule of a new one: the kernel then walks all chains
+for loops.
 """
 
 import contextlib
@@ -87,15 +88,24 @@ class BatchSocket:
         """All of it or nothing. Raises NftError; then the kernel is unchanged, unless the answer is said to be lost."""
         try:
             some = parts(self._table, transaction)
-        except ValueError as error:
+        except (ValueError, struct.error) as error:
             raise NftError(
                 f"a transaction on table inet {self._table} was not sent: {error}. The "
                 "old rules stay in force; netagent reads the table back and tries again."
             ) from None
         if not some:
             return
-        self._sequence = first = (self._sequence + len(some) + 2) & 0x7FFFFFFF
-        self._judge(some, first, self._exchange(batch(some, first)))
+        first = self._sequence
+        self._sequence = (first + len(some) + 2) & 0x7FFFFFFF
+        self._judge(some, first, *self._exchange(batch(some, first)))
+
+    def open(self) -> None:
+        """Have the socket now. Raises NftError."""
+        if self._socket is None:
+            try:
+                self._socket = _open(self._receive_bytes)
+            except (OSError, NfnetlinkError) as error:
+                raise NftError(f"no socket for table inet {self._table}: {error}. Nothing was changed.") from None
 
     def close(self) -> None:
         """The next commit opens another socket."""
@@ -103,8 +113,8 @@ class BatchSocket:
             self._socket.close()
             self._socket = None
 
-    def _exchange(self, datagram: bytes) -> list[bytes]:
-        """Send a batch; the datagrams that answer it."""
+    def _exchange(self, datagram: bytes) -> tuple[list[bytes], str]:
+        """Send a batch; the datagrams that answer it, and why there may have been more."""
         try:
             if self._socket is None:
                 self._socket = _open(self._receive_bytes)
@@ -112,22 +122,28 @@ class BatchSocket:
         except (OSError, NfnetlinkError) as error:
             self.close()
             raise NftError(f"{self._failed(str(error))} The old rules stay in force; netagent tries again.") from None
-        received = []
-        try:
-            with contextlib.suppress(BlockingIOError):
-                while True:
+        received: list[bytes] = []
+        lost = ""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
                     received.append(self._socket.recv(DATAGRAM_BYTES, socket.MSG_DONTWAIT))
-        except OSError as error:
-            self.close()
-            raise NftError(self._lost(os.strerror(error.errno or 0))) from None
-        return received
+                except BlockingIOError:
+                    raise
+                except OSError as error:  # told once, before what did not get lost
+                    if lost:
+                        break
+                    lost = os.strerror(error.errno or 0)
+        return received, lost
 
-    def _judge(self, some: Sequence[Part], first: int, received: list[bytes]) -> None:
+    def _judge(self, some: Sequence[Part], first: int, received: list[bytes], lost: str) -> None:
         try:
             found = list(answers(received))
         except MalformedError as error:
             self.close()
             raise NftError(self._lost(str(error))) from None
+        if lost:
+            self.close()
         refusals = [one for one in found if one.error]
         if refusals:
             why = "; ".join(_complaint(some, first, one) for one in refusals[:REFUSALS_NAMED])
@@ -135,9 +151,9 @@ class BatchSocket:
                 f"{self._failed(why)} The old rules stay in force; netagent reads the table back and tries again. "
                 f"If it repeats: compare `nft list table inet {self._table}` with /debug/ruleset."
             )
-        if all(one.sequence != first + len(some) for one in found):
+        if lost or all(one.sequence != first + len(some) for one in found):
             self.close()
-            raise NftError(self._lost("none came"))
+            raise NftError(self._lost(lost or "none came"))
 
     def _failed(self, why: str) -> str:
         return f"the kernel refused a small transaction on table inet {self._table}: {why}."

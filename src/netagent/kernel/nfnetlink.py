@@ -101,6 +101,15 @@ def messages(datagram: bytes) -> Iterator[Message]:
 def attributes(body: bytes) -> dict[int, bytes]:
     """Type -> value. Raises MalformedError where one does not fit or comes twice."""
     found: dict[int, bytes] = {}
+    for kind, value in each_attribute(body):
+        if kind in found:
+            raise MalformedError(f"netlink attribute {kind} comes twice.")
+        found[kind] = value
+    return found
+
+
+def each_attribute(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, value), in order. Raises MalformedError at the first that does not fit."""
     offset = 0
     while offset < len(body):
         rest = len(body) - offset
@@ -110,11 +119,8 @@ def attributes(body: bytes) -> dict[int, bytes]:
         kind &= ATTRIBUTE_TYPE
         if not ATTRIBUTE.size <= length <= rest:
             raise MalformedError(f"netlink attribute {kind} says {length} bytes where {rest} are left.")
-        if kind in found:
-            raise MalformedError(f"netlink attribute {kind} comes twice.")
-        found[kind] = body[offset + ATTRIBUTE.size : offset + length]
+        yield kind, body[offset + ATTRIBUTE.size : offset + length]
         offset += _aligned(length)
-    return found
 
 
 def number(found: dict[int, bytes], kind: int, size_bytes: int = 4) -> int | None:

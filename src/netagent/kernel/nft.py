@@ -1,9 +1,9 @@
-"""nftables through libnftables' own Python module, in a worker thread; small transactions without it.
+"""nftables through libnftables' own Python module, in a worker thread; small transactions and names without it.
 
 The library is not thread-safe and each call blocks, so one thread owns it; ctypes releases the interpreter lock while
 the kernel works. A script is one transaction: the kernel takes all of it or nothing. For every script the library reads
 back what the kernel has of tables and sets, so its cost grows with the ruleset, not with the change. Small transactions
-have a thread of their own: a list of a large table takes the better part of a second.
+go another way: few elements from the event loop, everything else from a thread of its own.
 """
 
 import asyncio
@@ -14,9 +14,8 @@ from typing import Any
 import nftables
 import orjson
 
-from netagent.core.policy.frame import CURRENT
 from netagent.kernel.nfbatch import BatchSocket
-from netagent.kernel.nfcounters import read_counters
+from netagent.kernel.nfinventory import read_counters, read_inventory
 from netagent.ports import CounterValue, NftError, SmallTransaction, TableInventory
 
 TABLE_NAME = "netagent"
@@ -37,6 +36,11 @@ class LibNftables:
         self._local = threading.local()
         self._batches = BatchSocket(TABLE_NAME)
 
+    async def open(self) -> None:
+        """Have the sockets that transactions go through, which otherwise come with the first. Raises NftError."""
+        await self._call(self._list, "list tables inet", False)
+        self._batches.open()
+
     async def run(self, commands: str) -> None:
         """Apply all of the commands or nothing. Raises NftError; then the kernel is unchanged."""
         await self._call(self._run, commands)
@@ -53,26 +57,11 @@ class LibNftables:
 
     async def inventory(self) -> TableInventory:
         """What our table holds in the kernel now, without set elements. Raises NftError."""
-        listing = await self._call(self._list, f"list table {TABLE}", True, True)
-        if listing is None:
-            return TableInventory(exists=False)
-        names: dict[str, set[str]] = {"chain": set(), "set": set(), "map": set(), "counter": set()}
-        for item in orjson.loads(listing)["nftables"]:
-            for kind, found in names.items():
-                if kind in item:
-                    found.add(item[kind]["name"])
-        return TableInventory(
-            exists=True,
-            chains=frozenset(names["chain"]),
-            sets=frozenset(names["set"]),
-            maps=frozenset(names["map"]),
-            counters=frozenset(names["counter"]),
-            mark=await self._mark() if CURRENT in names["set"] else None,
-        )
+        return await asyncio.to_thread(read_inventory, TABLE_NAME)
 
     async def counters(self) -> dict[str, CounterValue]:
         """The named counters of our table. Raises NftError."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, read_counters, TABLE_NAME)
+        return await asyncio.to_thread(read_counters, TABLE_NAME)
 
     async def text(self) -> str:
         """Our table as `nft list table` prints it; empty where it is absent. Raises NftError."""
@@ -95,13 +84,6 @@ class LibNftables:
         self._thread.shutdown(wait=True)
         self._batch_thread.shutdown(wait=True)
         self._batches.close()
-
-    async def _mark(self) -> int | None:
-        for item in await self.query(f"list set {TABLE} {CURRENT}"):
-            for element in item.get("set", {}).get("elem", ()):
-                if isinstance(element, int):
-                    return element
-        return None
 
     async def _call(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
@@ -131,10 +113,9 @@ class LibNftables:
         text = self._list(command, True)
         return orjson.loads(text)["nftables"] if text else []
 
-    def _list(self, command: str, as_json: bool, terse: bool = False) -> str | None:
+    def _list(self, command: str, as_json: bool) -> str | None:
         library = self._library()
         library.set_json_output(as_json)
-        library.set_terse_output(terse)
         code, output, error = library.cmd(command)
         if code == 0:
             return str(output)

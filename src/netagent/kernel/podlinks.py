@@ -9,9 +9,8 @@ import socket
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Self
 
-from netagent.core.cni import HOST_MAC
+from netagent.core.cni import HOST_IFNAME, HOST_MAC
 from netagent.core.network.podnet import ROUTE_PROTOCOL
-from netagent.core.policy.frame import POD_LINKS
 from netagent.kernel import links
 from netagent.kernel.entries import (
     NDA_DST,
@@ -28,6 +27,7 @@ from netagent.kernel.entries import (
 )
 from netagent.kernel.links import FAMILY, PREFIX_BITS, RTA_DST, RTA_OIF, RTMSG, address_text
 from netagent.kernel.rtnetlink import MalformedError, Message, Monitor, attributes, fields, messages
+from netagent.kernel.sysctl import has_link
 from netagent.kernel.vethsysctls import host_sysctls
 from netagent.records import Endpoint
 
@@ -107,7 +107,7 @@ class _Pods:
         """What the notification is about, and the pod that it says something wrong of; "": none."""
         match message.kind:
             case links.RTM_NEWLINK | links.RTM_DELLINK:
-                yield self._of_link(message)
+                yield from self._of_link(message)
             case kind if kind in (RTM_NEWROUTE, RTM_DELROUTE):
                 yield self._of_route(message)
             case kind if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
@@ -115,16 +115,16 @@ class _Pods:
             case kind if kind == RTM_NEWNETCONF:
                 yield from self._of_sysctls(message)
 
-    def _of_link(self, message: Message) -> tuple[Hashable, str]:
+    def _of_link(self, message: Message) -> Iterator[tuple[Hashable, str]]:
         link = links.read_link(message)
         about = links.RTM_NEWLINK, link.index
         name = link.name if link.name in self._by_name else self._name_of(link.index)
         right = message.kind == links.RTM_NEWLINK and link.name == name and link.up and link.mac == HOST_MAC
+        yield about, "" if right else name
         # One that was renamed is told under a name that nobody knows: then a pod of ours has no link of its name.
-        # (A link with a name of ours is that of a pod that is being wired.)
-        if not name and link.mac == HOST_MAC and not link.name.startswith(POD_LINKS):
-            return about, next((known for known in self._by_name if not _exists(known)), "")
-        return about, "" if right else name
+        # (A link with a name like ours is that of a pod that is being wired.)
+        if not name and link.mac == HOST_MAC and not HOST_IFNAME.fullmatch(link.name):
+            yield from (((*about, known), known) for known in self._by_name if not has_link(known))
 
     def _of_route(self, message: Message) -> tuple[Hashable, str]:
         number, length, _, _, _, protocol, _, _, _ = fields(RTMSG, message)
@@ -165,10 +165,3 @@ class _Pods:
             if kind in found and sysctl in wanted:
                 right = int.from_bytes(found[kind], "little") == wanted[sysctl]
                 yield (RTM_NEWNETCONF, family, index, kind), "" if right else name
-
-
-def _exists(name: str) -> bool:
-    try:
-        return bool(socket.if_nametoindex(name))
-    except OSError:
-        return False

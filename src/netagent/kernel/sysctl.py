@@ -17,3 +17,11 @@ def find_net() -> Path:
 
 
 NET = find_net()
+
+
+def has_link(name: str) -> bool:
+    """Whether a link has this as its name.
+
+    An ioctl or a netlink request would find alternative names too, and an ioctl tries to load a module for none.
+    """
+    return (NET / "ipv4/conf" / name).is_dir()

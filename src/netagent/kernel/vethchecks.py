@@ -61,14 +61,17 @@ def pod_problems(endpoint: Endpoint) -> list[str]:
 
 
 def _link(rtnetlink: IPRoute, name: str) -> Any:
-    """The link of that name if it is up. Asked for alone: a dump takes milliseconds on a full node."""
+    """The link of that name if it is up. Asked for alone: a dump takes milliseconds on a full node.
+
+    The kernel answers with one that has it as an alternative name too, which rules for its name do not match.
+    """
     try:
         (link,) = rtnetlink.link("get", ifname=name)
     except NetlinkError as error:
         if error.code == ENODEV:
             return None
         raise
-    return link if link["flags"] & IFF_UP else None
+    return link if link["flags"] & IFF_UP and link.get("IFLA_IFNAME") == name else None
 
 
 def _has_route(rtnetlink: IPRoute, ip: str, index: int) -> bool:

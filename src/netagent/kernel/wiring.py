@@ -11,7 +11,6 @@ go with the link, so removing the link removes everything.
 import asyncio
 import contextlib
 import fcntl
-import re
 import socket
 import struct
 import time
@@ -20,16 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 from errno import ENODEV, ETIMEDOUT
 from typing import TypeVar
 
+from netagent.core.cni import HOST_IFNAME
 from netagent.core.network.podnet import ROUTE_PROTOCOL
 from netagent.kernel import rtbatch, vethchecks, vethrequests, vethsysctls
 from netagent.kernel.netns import open_netns, run_in_netns
 from netagent.kernel.pyroute import RTM_GETROUTE, IPRoute, NetlinkError
 from netagent.kernel.rtbatch import Request, RtnetlinkError
+from netagent.kernel.sysctl import has_link
 from netagent.records import Endpoint
 
 T = TypeVar("T")
 
-LINK_NAME = re.compile(r"nap[0-9a-f]{12}")
 WIRERS = 4
 """Threads that wire. The kernel does one such thing at a time (RTNL); more threads would only wait."""
 REMOVERS = 16
@@ -127,7 +127,7 @@ def unwire(host_ifname: str) -> None:
 
 def links() -> frozenset[str]:
     """See Wiring.links."""
-    return frozenset(name for _, name in socket.if_nameindex() if LINK_NAME.fullmatch(name))
+    return frozenset(name for _, name in socket.if_nameindex() if HOST_IFNAME.fullmatch(name))
 
 
 def routed(names: frozenset[str]) -> dict[str, str]:
@@ -155,9 +155,8 @@ def check_host_side(endpoint: Endpoint) -> tuple[str, ...]:
 
 def mend(endpoint: Endpoint, mtu: int) -> None:
     """See Wiring.mend."""
-    try:
-        index = socket.if_nametoindex(endpoint.host_ifname)
-    except OSError:
+    index = _index_of(endpoint.host_ifname)
+    if index is None:
         with open_netns(endpoint.netns) as netns:
             run_in_netns(netns, lambda: _remove_pod_end(endpoint))
         wire(endpoint, mtu)
@@ -165,6 +164,12 @@ def mend(endpoint: Endpoint, mtu: int) -> None:
     vethsysctls.set_host_sysctls(endpoint)
     with rtbatch.open_socket() as netlink:
         rtbatch.run(netlink, [*vethrequests.host_side(endpoint, index), vethrequests.settle(index)])
+
+
+def _index_of(name: str) -> int | None:
+    with contextlib.suppress(OSError):  # the link went
+        return socket.if_nametoindex(name) if has_link(name) else None
+    return None
 
 
 def _remove_pod_end(endpoint: Endpoint) -> None:

@@ -26,6 +26,7 @@ MEDDLING = {
     "link down": ["link", "set", LINK, "down"],
     "link deleted": ["link", "del", LINK],
     "link renamed": ["link", "set", LINK, "name", "mine"],
+    "link renamed to a name that begins as ours do": ["link", "set", LINK, "name", "napold"],
     "MAC changed": ["link", "set", LINK, "address", "02:00:00:00:00:01"],
     "IPv4 route deleted": ["route", "del", POD[0]],
     "IPv4 route replaced": ["route", "replace", POD[0], "dev", "lo"],
@@ -87,6 +88,37 @@ async def test_meddling_is_put_right(bed: Bed, links: PodLinks, meddling: str) -
         assert time.monotonic() < deadline_s
         await asyncio.sleep(0.02)
     assert await asyncio.to_thread(answers)
+
+
+async def test_a_link_that_has_its_name_as_an_alternative_only_is_made_anew(bed: Bed, links: PodLinks) -> None:
+    """The rules against spoofing do not know it by that."""
+    commands = f"link set {LINK} name mine\nlink property add dev mine altname {LINK}\n"
+    sh("sh", "-c", f"printf '{commands}' | ip -batch -")
+    await until(lambda: links.repairs, "noticed")
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not await is_right(bed):
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.02)
+    assert await asyncio.to_thread(answers)
+    assert LINK in names()
+    assert "mine" not in names()
+
+
+async def test_links_that_are_renamed_at_once_are_all_put_right(
+    bed: Bed, links: PodLinks, pod_netns: Callable[[str], str]
+) -> None:
+    pod_netns("other")
+    await bed.add("other")
+    wanted = {LINK, host_ifname("other", "eth0")}
+    assert wanted <= names()
+    commands = "".join(f"link set {name} name mine{number}\n" for number, name in enumerate(sorted(wanted)))
+    sh("sh", "-c", f"printf '{commands}' | ip -batch -")
+    await until(lambda: wanted <= names(), "both have their names again")
+
+
+def names() -> set[str]:
+    """Of the links, as the kernel has them now."""
+    return {name for _, name in socket.if_nameindex()}
 
 
 async def test_sysctls_are_put_right(bed: Bed, links: PodLinks) -> None:

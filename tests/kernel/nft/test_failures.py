@@ -214,7 +214,7 @@ async def test_a_thread_without_rights_says_so() -> None:
         with pytest.raises(NftError, match="not permitted"):
             await nft.run("add table inet netagent\n")
         with pytest.raises(NftError, match="not permitted"):
-            await nft.inventory()
+            await nft.text()
     finally:
         nft.close()
     assert b"netagent" not in sh("nft", "list", "tables")

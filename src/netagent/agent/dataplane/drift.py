@@ -9,9 +9,10 @@ import logging
 
 from netagent.agent.dataplane.sync import Dataplane
 from netagent.kernel.nfnetlink import NfnetlinkError
+from netagent.kernel.nft import LibNftables
 from netagent.kernel.nfwatch import Missed, NftWatch, TableChange
 from netagent.metrics import Metrics
-from netagent.ports import Nft, NftError, TableInventory
+from netagent.ports import NftError, TableInventory
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class DriftWatch:
     """Tells the dataplane when its table is not what it wrote."""
 
     def __init__(
-        self, dataplane: Dataplane, nft: Nft, metrics: Metrics, *, table: str, audit_s: float = AUDIT_S
+        self, dataplane: Dataplane, nft: LibNftables, metrics: Metrics, *, table: str, audit_s: float = AUDIT_S
     ) -> None:
         self._dataplane = dataplane
         self._nft = nft
@@ -44,7 +45,10 @@ class DriftWatch:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        await self._audit()  # opens the socket that commits go through, so that the watch knows it as ours
+        try:
+            await self._nft.open()  # so that the watch knows them as ours
+        except NftError as error:
+            log.warning("%s The first commits may be taken for somebody else's and repaired.", error)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch_table(), name="drift watch")
             tasks.create_task(self._repair(), name="drift repair")
