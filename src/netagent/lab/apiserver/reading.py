@@ -156,10 +156,12 @@ def list_page(store: Store, table: str, query: Query) -> Page:
 
 
 def _page_at(store: Store, table: str, query: Query, revision: int, after: Key) -> Page:
-    if revision != store.revision or not query.limit or query.matches:
+    if not query.limit or query.matches:
         return _page(_rows_at(store, table, query, revision), query, revision, after)
-    # The common case costs the page, not the table.
-    rows, left = store.page(table, query.namespace, after, query.limit)
+    try:
+        rows, left = store.page(table, query.namespace, after, query.limit, revision)
+    except Compacted:
+        raise _too_old(revision) from None
     metadata: dict[str, Any] = {"resourceVersion": str(revision)}
     if left:
         metadata |= {"continue": _token(revision, rows[-1][0]), "remainingItemCount": left}
@@ -175,12 +177,16 @@ def _rows_at(store: Store, table: str, query: Query, revision: int) -> list[tupl
         try:
             past = store.snapshot(table, revision)
         except Compacted:
-            raise expired(f"The resourceVersion for the provided list is too old: {revision}.") from None
+            raise _too_old(revision) from None
         rows = sorted(
             (item for item in past.items() if not query.namespace or item[0][0] == query.namespace),
             key=lambda item: item[0],
         )
     return rows
+
+
+def _too_old(revision: int) -> ApiFault:
+    return expired(f"The resourceVersion for the provided list is too old: {revision}.")
 
 
 def _page(rows: list[tuple[Key, Stored]], query: Query, revision: int, after: Key) -> Page:

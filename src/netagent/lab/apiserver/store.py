@@ -9,6 +9,8 @@ import asyncio
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator
+from heapq import merge
+from itertools import islice
 from typing import Any, Literal
 
 import orjson
@@ -199,29 +201,46 @@ class Store:
                 return
             yield rows.objects[keys[index]]
 
-    def page(self, table: str, namespace: str, after: Key, limit: int) -> tuple[list[tuple[Key, Stored]], int]:
-        """The latest state of the objects that follow a key, at most so many, and how many more there are."""
-        rows = self._table(table)
-        first = bisect_right(rows.order, max(after, (namespace, "")))
-        end = bisect_left(rows.order, (namespace + "\0", "")) if namespace else len(rows.order)
-        keys = rows.order[first : min(end, first + limit)]
-        return [(key, rows.objects[key]) for key in keys], max(0, end - first - len(keys))
+    def page(
+        self, table: str, namespace: str, after: Key, limit: int, revision: int
+    ) -> tuple[list[tuple[Key, Stored]], int]:
+        """The objects that followed a key at a revision, at most so many, and how many more there were.
 
-    def snapshot(self, table: str, revision: int) -> dict[Key, Stored]:
-        """A table's objects as they were at a revision, unordered. Raises Compacted."""
+        Costs the page and what changed since, not the table. Raises Compacted.
+        """
+        rows = self._table(table)
+        after = max(after, (namespace, ""))
+        first = bisect_right(rows.order, after)
+        end = bisect_left(rows.order, (namespace + "\0", "")) if namespace else len(rows.order)
+        past = {
+            key: then
+            for key, then in self._changed_since(table, revision).items()
+            if key > after and (not namespace or key[0] == namespace)
+        }
+        come = {key for key, then in past.items() if then is None and key in rows.objects}
+        gone = sorted(key for key, then in past.items() if then is not None and key not in rows.objects)
+        stayed = (key for key in rows.order[first : min(end, first + limit + len(come))] if key not in come)
+        keys = list(islice(merge(stayed, gone), limit))
+        found = [(key, past.get(key) or rows.objects[key]) for key in keys]
+        return found, max(0, end - first) - len(come) + len(gone) - len(keys)
+
+    def _changed_since(self, table: str, revision: int) -> dict[Key, Stored | None]:
+        """What came after a revision, as it was then; None: not there. Raises Compacted."""
         if revision < self.compacted:
             raise Compacted
-        objects = dict(self._table(table).objects)
+        changed: dict[Key, Stored | None] = {}
         for event in reversed(self._history):
             if event.revision <= revision:
                 break
-            if event.table != table:
-                continue
-            if event.before is None:
-                objects.pop(event.key, None)
-            else:
-                objects[event.key] = event.before
-        return objects
+            if event.table == table:
+                changed[event.key] = event.before
+        return changed
+
+    def snapshot(self, table: str, revision: int) -> dict[Key, Stored]:
+        """A table's objects as they were at a revision, unordered. Raises Compacted."""
+        past = self._changed_since(table, revision)
+        objects = {key: row for key, row in self._table(table).objects.items() if key not in past}
+        return objects | {key: row for key, row in past.items() if row is not None}
 
     def watch(self, table: str, since: int, watch: Watch) -> None:
         """Start a watch with the events after `since`. Raises Compacted."""
