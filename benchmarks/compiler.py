@@ -1,8 +1,8 @@
 """The policy compiler alone: from nothing, and what one change costs, by the size of the cluster; memory.
 
 200 local pods among 10k to 250k, 1k and 10k policies. Each size runs in a process of its own, whose resident memory
-before and after is what the view and the ruleset take. Every figure includes the store and the making of the script; no
-kernel is involved.
+before and after is what the view and the ruleset take. Every figure includes the store and the making of what goes to
+the kernel: a script for everything, a batch for a change. No kernel is involved.
 
     python -m benchmarks.compiler [--quick] [--json FILE]
 """
@@ -27,9 +27,12 @@ from benchmarks.workload import NODE, Shape
 from netagent.core.policy.compiler import Compiler
 from netagent.core.policy.frame import FrameSettings
 from netagent.core.policy.generation import Stamp
-from netagent.core.policy.render import render, replacement
+from netagent.core.policy.render import render, replacement, small
 from netagent.core.policy.store import Dirty, Store
-from netagent.ports import TableInventory
+from netagent.kernel.nfparts import batch
+from netagent.kernel.nft import TABLE_NAME
+from netagent.kernel.nftransaction import parts
+from netagent.ports import StampChange, TableInventory
 from netagent.records import Change, Endpoint, Kind, Pod, Upserted
 
 LOCAL_PODS = 200
@@ -38,7 +41,7 @@ QUICK_SIZES = ((10_000, 1000), (30_000, 1000))
 
 
 class Bench:
-    """A view, a compiler and the script for the kernel, as the agent has them."""
+    """A view, a compiler and what goes to the kernel, as the agent has them."""
 
     def __init__(self, frame: FrameSettings = FrameSettings()) -> None:  # noqa: B008 - it is frozen
         self.store = Store()
@@ -58,13 +61,16 @@ class Bench:
         return replacement(self.compiler.ruleset.whole(), self._stamp.mark, TableInventory(exists=False))
 
     def change(self, change: Change) -> int:
-        """One change; bytes of the script."""
+        """One change; bytes for the kernel."""
         self.compiler.update(self.take(change))
         delta = self.compiler.ruleset.take()
         if not delta:
             return 0
         if delta.revokes:
             self._stamp = self._stamp.next()
+        quick = small(delta, StampChange(self._stamp.mask, self._stamp.bits) if delta.revokes else None)
+        if quick is not None:
+            return len(batch(parts(TABLE_NAME, quick), 1))
         return len(render(delta, self.compiler.ruleset.chains, self._stamp.mark, new_mark=delta.revokes))
 
     def take(self, change: Change) -> Dirty:

@@ -1,8 +1,8 @@
 """What one change costs at the kernel's end, by the size of the ruleset: Felix's grid of sets and chains.
 
 A table of the agent's form, with S sets of M members and C class chains of R rules that pods' map elements lead to.
-Each change is made three ways in turn: as the agent does it (a netlink batch where only elements change, else a script
-through libnftables), as a script through libnftables, and by an `nft -f` process. What takes something away brings a
+Each change is made three ways in turn: as the agent does it (a netlink batch), as a script through libnftables, and by
+an `nft -f` process. What takes something away brings a
 new generation with it, as in the agent. Time is that until the kernel has taken the transaction; CPU is that of the
 process, the kernel's work on its behalf included. Runs in private namespaces; needs root.
 

@@ -1,4 +1,4 @@
-"""Traffic between the pods of several routers, in turns as short as tens of milliseconds.
+"""Traffic between the pods of several routers, in turns of some milliseconds.
 
 All clients and servers stand ready for the whole measurement; whose turn it is goes on, the others wait. Each kind of
 traffic is a context, and in it `turn` gives the figures of one turn.

@@ -1,6 +1,6 @@
 """What the services ask of the adapters: Protocols, each with its promise.
 
-A fake in a test keeps the same promises and passes the same contract tests as the real adapter.
+A fake in a test keeps the same promises.
 """
 
 from collections.abc import Mapping

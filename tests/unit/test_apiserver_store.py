@@ -34,11 +34,11 @@ def test_pages_are_the_list_of_their_revision(
     found: list[tuple[Key, Stored]] = []
     left = 1
     while left:
+        write(store, [one for _, one in zip(range(3), pending, strict=False)])
         rows, left = store.page("t", namespace, found[-1][0] if found else START, limit, revision)
         assert len(rows) == min(limit, len(wanted) - len(found))
         found += rows
         assert left == len(wanted) - len(found)
-        write(store, [one for _, one in zip(range(3), pending, strict=False)])
     assert found == wanted
     write(store, list(pending))
     past = store.snapshot("t", revision)

@@ -174,28 +174,3 @@ def test_only_what_can_take_an_allow_away_revokes(operation: tuple[str, str, str
     delta = taken(operation, before=tuple(before))
     assert delta
     assert delta.revokes is revokes
-
-
-@pytest.mark.parametrize(
-    ("operation", "only"),
-    [
-        (("put", "plain", "1.1.1.2", ""), True),
-        (("discard", "plain", "1.1.1.1", ""), True),
-        (("put", "map", "1.1.1.1", "b"), True),
-        (("put_chain", "c", "rule 2", ""), False),
-        (("put_chain", "d", "rule 1", ""), False),
-        (("drop_chain", "c", "", ""), False),
-        (("declare", "late", "1.1.1.1", ""), False),
-        (("drop_set", "plain", "", ""), False),
-        (("use_counter", "l", "", ""), False),
-        (("release_counter", "k", "", ""), False),
-    ],
-)
-def test_a_delta_of_small_says_so(operation: tuple[str, str, str, str], only: bool) -> None:
-    before: list[tuple[str, str, str, str]] = [("put_chain", "c", "rule 1", ""), ("use_counter", "k", "", "")]
-    for name in ("plain", "map"):
-        before += [("declare", name, "", ""), ("put", name, "1.1.1.1", "a")]
-    assert taken(operation, before=tuple(before)).only_elements is only
-    both = taken(operation, ("put", "map", "1.1.1.9", "a"), before=tuple(before))
-    assert both.only_elements is only
-    assert both.changed_sets["map"].added["1.1.1.9"] == "a"

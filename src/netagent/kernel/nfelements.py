@@ -4,6 +4,8 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from msgspec import Struct
+
 from netagent.kernel.nfnetlink import ATTRIBUTE, NESTED, NLM_F_CREATE, SUBSYSTEM_NFTABLES, attribute
 from netagent.kernel.nfparts import DATA_VALUE, DATA_VERDICT, LIST_ELEM, Part, nested, number, string, verdict
 from netagent.ports import ElementChange, NewSet
@@ -46,10 +48,10 @@ def first(table: str, new: NewSet) -> Iterator[Part]:
 def key_encoder(type_: str) -> Encode:
     """Of a set's elements, by the type of its key; parts of a concatenation are padded. Raises ValueError."""
     fields = type_.split(" . ")
-    unknown = [field for field in fields if field not in _FIELDS]
+    unknown = [field for field in fields if field not in KEY_TYPES]
     if unknown:
         raise ValueError(f"type {unknown[0]}")
-    encoders = [_FIELDS[field] for field in fields]
+    encoders = [KEY_TYPES[field].encode for field in fields]
     if len(encoders) == 1:
         return encoders[0]
 
@@ -178,9 +180,19 @@ def _interface(words: str) -> bytes:
     return name.ljust(INTERFACE_NAME_BYTES, b"\0")
 
 
-_FIELDS: dict[str, Encode] = {
-    "ipv4_addr": _ipv4,
-    "ipv6_addr": _ipv6,
-    "inet_service": _service,
-    "ifname": _interface,
+class KeyType(Struct, frozen=True, gc=False):
+    """Of a key, or of a field of one."""
+
+    number: int
+    """libnftables' own."""
+    size_bytes: int
+    encode: Encode
+
+
+KEY_TYPES = {
+    "ipv4_addr": KeyType(7, 4, _ipv4),
+    "ipv6_addr": KeyType(8, 16, _ipv6),
+    "inet_service": KeyType(13, 2, _service),
+    "ifname": KeyType(41, INTERFACE_NAME_BYTES, _interface),
 }
+"""Those of `core.policy.render.FAST_TYPES`."""

@@ -22,7 +22,7 @@ BATCH_BEGIN, BATCH_END = 0x10, 0x11
 LIST_ELEM = 1
 DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2
-VERDICTS = {"drop": 0, "accept": 1, "continue": -1, "return": -5}
+VERDICTS = {"drop": 0, "accept": 1}
 LEADING_VERDICTS = {"jump": -3, "goto": -4}
 
 

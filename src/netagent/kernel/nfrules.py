@@ -1,7 +1,8 @@
 """Rules of policy classes and of the generation, as nf_tables expressions: the bytes that libnftables makes of them.
 
-Not all of nft's language, only the statements that `core.policy.chains` and `core.policy.frame.told` write; a contract
-test holds each of them against libnftables. Anything else is refused, never guessed.
+Not all of nft's language, only the statements of classes (`core.policy.chains`, `core.policy.compiler`,
+`core.policy.frame.told`); a test in `tests/kernel/nft` holds each of them against libnftables. Anything else is
+refused, never guessed.
 """
 
 import re

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from netagent.core.policy.frame import CURRENT, STAMP
 from netagent.kernel import nfelements, nfrules
-from netagent.kernel.nfelements import LIST_ELEMENTS, LIST_SET, LIST_TABLE
+from netagent.kernel.nfelements import KEY_TYPES, LIST_ELEMENTS, LIST_SET, LIST_TABLE
 from netagent.kernel.nfnetlink import NLM_F_APPEND, NLM_F_CREATE, SUBSYSTEM_NFTABLES, attribute
 from netagent.kernel.nfparts import DATA_VALUE, LIST_ELEM, Part, nested, number, string
 from netagent.ports import NewSet, SmallTransaction, StampChange
@@ -25,8 +25,8 @@ OBJECT_TABLE, OBJECT_NAME, OBJECT_TYPE, OBJECT_DATA = 1, 2, 3, 4
 OBJECT_COUNTER = 1
 COUNTER_BYTES, COUNTER_PACKETS = 1, 2
 
-DATA_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "inet_service": (13, 2), "ifname": (41, 16)}
-"""libnftables' number of a type and the bytes of a key; fields of a concatenation take six bits of the number each."""
+FIELD_BITS = 6
+"""Of the number of a concatenation's type, for that of each field."""
 BIG_ENDIAN, HOST_ENDIAN = 2, 1
 NOTE_BYTEORDER, NOTE_KEY = 0, 3
 CONCATENATION = 13
@@ -67,13 +67,13 @@ def _counter(table: str, name: str) -> Part:
 def _set(table: str, new: NewSet, identifier: int) -> Part:
     """`identifier` is for this batch only."""
     fields = new.type.split(" . ")
-    if any(field not in DATA_TYPES for field in fields) or (new.interval and len(fields) > 1):
+    if not KEY_TYPES.keys() >= set(fields) or (new.interval and len(fields) > 1):
         raise ValueError(f"set {new.name}: type {new.type}{' with intervals' if new.interval else ''}")
     key_type = key_length = 0
     for field in fields:
-        type_, length = DATA_TYPES[field]
-        key_type = key_type << 6 | type_
-        key_length += length + -length % 4 if len(fields) > 1 else length
+        one = KEY_TYPES[field]
+        key_type = key_type << FIELD_BITS | one.number
+        key_length += one.size_bytes + (-one.size_bytes % 4 if len(fields) > 1 else 0)
     body = string(SET_TABLE, table) + string(SET_NAME, new.name) + number(SET_FLAGS, SET_INTERVAL * new.interval)
     body += number(SET_KEY_TYPE, key_type) + number(SET_KEY_LEN, key_length) + number(SET_ID, identifier)
     return Part(NEWSET, NLM_F_CREATE, body + attribute(SET_USERDATA, _note(fields)), f"set {new.name}")

@@ -32,7 +32,7 @@ DECLS = {
     "map4": SetDecl("ipv4_addr : verdict", narrows=True),
     "map6": SetDecl("ipv6_addr : verdict", narrows=True),
 }
-VERDICTS = ("goto a_chain", "jump another", "drop", "accept", "return")
+VERDICTS = ("goto a_chain", "jump another", "drop", "accept")
 NUMBERS = st.integers(0, 5)
 
 

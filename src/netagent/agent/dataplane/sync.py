@@ -21,7 +21,7 @@ from netagent.agent.dataplane.transactions import Transactions
 from netagent.agent.pods.strays import Strays
 from netagent.config import PolicyConfig
 from netagent.core.latency import LatencyRing
-from netagent.core.policy.backlog import Arrival, Backlog, Portion
+from netagent.core.policy.backlog import READ_AT_ONCE, Arrival, Backlog, Portion
 from netagent.core.policy.compiler import Compiler
 from netagent.core.policy.frame import STAMP, FrameSettings
 from netagent.core.policy.generation import Stamp, must_clear, of_kernel
@@ -341,11 +341,12 @@ class Dataplane:
             portion = Portion(unread=self._backlog.unread()) if first else self._backlog.take()
             if not portion.unread:
                 return self._backlog.take_all() if first else portion
-            self.compiler.read(portion.unread)
-            await asyncio.sleep(0)
+            for start in range(0, len(portion.unread), READ_AT_ONCE):
+                self.compiler.read(portion.unread[start : start + READ_AT_ONCE])
+                await asyncio.sleep(0)
 
     async def _rest(self, worked_s: float) -> None:
-        """Leave the event loop, and the threads, half of the time; not while a pod waits."""
+        """Leave the event loop and the threads as much time, within bounds; not while a pod waits."""
         shortest_s, longest_s = REST_S
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._urgent.wait(), min(max(worked_s, shortest_s), longest_s))

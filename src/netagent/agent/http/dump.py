@@ -1,7 +1,7 @@
 """`GET /debug/dump`: everything that on-call would ask for, in one tar.gz that `netagent replay dump` reads.
 
     about.json          format, version, node, when, notes
-    situation.json      what the compiler needs beside the view (core.replay.Situation)
+    situation.json      what the compiler needs beside the view (core.questions.replay.Situation)
     view/*.jsonl        the records of the view, a line each, in files of VIEW_LINES
     ruleset/kernel.nft  our table as `nft list table` prints it, and kernel.json; difference.txt
     state.json tasks.json memory.json config.json metrics.txt log.jsonl

@@ -124,13 +124,8 @@ class Backlog:
         return portion
 
     def unread(self) -> list[Key]:
-        """Some policies that have still to be read."""
-        found: list[Key] = []
-        for keys in self._policies.values():
-            found += self._compiler.unread(keys)
-            if len(found) >= READ_AT_ONCE:
-                break
-        return found[:READ_AT_ONCE]
+        """All policies that have still to be read."""
+        return [key for keys in self._policies.values() for key in self._compiler.unread(keys)]
 
     # Portions
 

@@ -84,19 +84,6 @@ class Delta(Struct, gc=False):
             or self.old_counters
         )
 
-    @property
-    def only_elements(self) -> bool:
-        """Whether nothing comes, goes or changes but elements of sets that stay."""
-        return not (
-            self.new_sets
-            or self.old_sets
-            or self.new_chains
-            or self.changed_chains
-            or self.old_chains
-            or self.new_counters
-            or self.old_counters
-        )
-
 
 class Ruleset:
     """Desired sets, maps and chains by name."""

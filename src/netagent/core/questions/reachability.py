@@ -19,7 +19,7 @@ from netagent.core.questions.probes import outside
 from netagent.records import Key
 
 MAX_PAIRS = 150_000
-"""Pairs of likenesses that are judged: one to two seconds of one core."""
+"""Pairs of likenesses that are judged: two to three seconds of one core."""
 MAX_ELSEWHERE = 64
 """Ends that are shown besides this node's pods."""
 MAX_NAMESPACES = 8
