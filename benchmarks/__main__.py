@@ -33,6 +33,10 @@ NAMES = (
 """Modules of this package, each runnable alone with --quick and --json."""
 
 
+LONGEST_S = 1200
+"""None takes half of it; one that hangs is ended with all that it started."""
+
+
 def main() -> int:
     """Run what is asked for, one after the other; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,13 +52,14 @@ def main() -> int:
     failed = []
     for name in options.names:
         print(f"\n== {name}", flush=True)
-        begin_s = time.monotonic()
+        begin_s, load = time.monotonic(), os.getloadavg()[0]
         figures = run(name, quick=options.quick)
         took_s[name] = round(time.monotonic() - begin_s, 1)
         if figures is None:
             failed.append(name)
+            results["failed"] = failed
         else:
-            results["benchmarks"][name] = figures | {"took_s": took_s[name]}
+            results["benchmarks"][name] = figures | {"load_before": load, "took_s": took_s[name]}
         if options.json:  # what there is, in case that a later one never ends
             Path(options.json).write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
     print("\n== took")
@@ -67,7 +72,10 @@ def run(name: str, *, quick: bool) -> dict[str, Any] | None:
     """One benchmark in a process of its own; None where it failed."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", file.name, *(["--quick"] if quick else [])]
-        if subprocess.run(command, check=False).returncode != 0:
+        try:
+            subprocess.run(command, check=True, timeout=LONGEST_S)
+        except subprocess.SubprocessError as error:
+            print(f"{name} failed: {error}", file=sys.stderr)
             return None
         figures: dict[str, Any] = orjson.loads(Path(file.name).read_bytes())
         return figures
@@ -84,10 +92,12 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "nftables": said("nft", "--version"),
+        "iptables": said("iptables", "--version"),
+        "ipset": said("ipset", "--version"),
+        "iperf3": said("iperf3", "--version"),
         "reference_plugins": said("dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins"),
         "kube_apiserver": said(str(Path(os.environ.get("KUBEBUILDER_ASSETS", "/")) / "kube-apiserver"), "--version"),
         "commit": said("git", "describe", "--always", "--dirty", "--exclude", "*"),
-        "load": _lines("/proc/loadavg")[0].split()[0],
     }
 
 

@@ -14,6 +14,7 @@ Commands are JSON lines on standard input, each is answered by one JSON line:
 """
 
 import asyncio
+import contextlib
 import random
 import socket
 import sys
@@ -75,7 +76,8 @@ class Source:
             case "quiet":
                 if self._churn is not None:
                     self._churn.cancel()
-                    await asyncio.gather(self._churn, return_exceptions=True)
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await self._churn
                 return {"events": self._events, "took_s": time.monotonic() - self._began_s}
         return {}
 
@@ -108,23 +110,25 @@ class Source:
         while True:
             due = int((time.monotonic() - self._began_s) * per_s)
             while self._events < due:
-                meta = workload.numbered_pod(shape, rng.randrange(shape.local_pods, shape.pods))["metadata"]
-                stored = self._store.get(self._tables[Kind.POD], (meta["namespace"], meta["name"]))
-                assert stored is not None
-                self._store.put(self._tables[Kind.POD], (meta["namespace"], meta["name"]), turned(stored, rng, share))
+                self._one_change(shape, rng, share)
                 self._events += 1
             await asyncio.sleep(1 / per_s)
 
+    def _one_change(self, shape: Shape, rng: random.Random, share: float) -> None:
+        """Another tier, so that it matters, or another annotation."""
+        if rng.random() < share:
+            namespace, name, tier = workload.turned(shape, rng, lambda *key: self._pod(key)["metadata"]["labels"])
+            more = {"labels": {**self._pod((namespace, name))["metadata"]["labels"], "tier": tier}}
+        else:
+            meta = workload.numbered_pod(shape, rng.randrange(shape.local_pods, shape.pods))["metadata"]
+            namespace, name, more = meta["namespace"], meta["name"], {"annotations": {"at": str(rng.random())}}
+        old = self._pod((namespace, name))
+        self._store.put(self._tables[Kind.POD], (namespace, name), {**old, "metadata": {**old["metadata"], **more}})
 
-def turned(stored: Stored, rng: random.Random, share: float) -> dict[str, Any]:
-    """The pod with another tier (web is the one that policies ask for), or with another annotation."""
-    old = stored.obj
-    if rng.random() < share:
-        tier = "app" if old["metadata"]["labels"]["tier"] == "web" else "web"
-        meta = {**old["metadata"], "labels": {**old["metadata"]["labels"], "tier": tier}}
-    else:
-        meta = {**old["metadata"], "annotations": {"at": str(rng.random())}}
-    return {**old, "metadata": meta}
+    def _pod(self, key: tuple[str, str]) -> Object:
+        stored = self._store.get(self._tables[Kind.POD], key)
+        assert stored is not None
+        return stored.obj
 
 
 def edited(stored: Stored, changed: str) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def edited(stored: Stored, changed: str) -> dict[str, Any]:
         labels = old["metadata"]["labels"]
         return {**old, "metadata": {**old["metadata"], "labels": {**labels, "turn": "01"[labels.get("turn") == "0"]}}}
     first, *rest = old["spec"]["ingress"]
-    port, *more = first["ports"]
+    port, *more = first.get("ports") or [{"protocol": "TCP", "port": 1}]
     number = port["port"] + (EDIT if port["port"] < EDIT else -EDIT)
     ingress = [{**first, "ports": [{**port, "port": number}, *more]}, *rest]
     return {**old, "spec": {**old["spec"], "ingress": ingress}}

@@ -7,7 +7,6 @@ the API server's answer to a plain PUT, which leaves kubectl's own time out.
     python -m benchmarks.apply [--quick] [--json FILE]
 """
 
-import argparse
 import asyncio
 import time
 from pathlib import Path
@@ -98,15 +97,11 @@ def _summary(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     """Run and print; write JSON where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+    options = bed.arguments(__doc__, "fewer changes")
     result = asyncio.run(measure(6 if options.quick else CHANGES))
     bed.table(list(result["series"].items()), result["unit"])
     print(f"largest agent: {result['agent_rss_mb']:.1f} MB")
-    if options.json:
-        Path(options.json).write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2))
+    bed.write(result, options.json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What benchmarks stand on: private namespaces, pods as network namespaces, the packet prober, an agent process."""
 
+import argparse
 import asyncio
 import contextlib
 import os
@@ -30,12 +31,14 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def isolate() -> None:
-    """Go on in network and mount namespaces of our own, which vanish with the process."""
+    """Go on in namespaces of our own, which vanish with the process and all that it started."""
     if not os.environ.get(ISOLATED):
         os.environ[ISOLATED] = "1"
         setup = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir /run/netns && ip link set lo up"
         again = ["sh", "-c", f'{setup} && exec "$@"', "sh", sys.executable, *sys.orig_argv[1:]]
-        os.execvp("unshare", ["unshare", "-n", "-m", *again])  # noqa: S606 - no shell reads what the user typed
+        # In a PID namespace of our own nothing outlives us, however we end.
+        isolated = ("-n", "-m", "-p", "--fork", "--kill-child", "--mount-proc")
+        os.execvp("unshare", ["unshare", *isolated, *again])  # noqa: S606 - no shell reads what the user typed
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
 
@@ -185,12 +188,15 @@ class Agent:
             cwd=ROOT,
         )
 
-    def stop(self) -> None:
-        """SIGTERM; the kernel keeps what it has."""
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it; the kernel keeps what it has."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait(DEADLINE_S)
-            self._process = None
+            self._process.send_signal(how)
+            try:
+                self._process.wait(DEADLINE_S)
+            finally:
+                self._process.kill()
+                self._process = None
 
     def close(self) -> None:
         """End it and remove its files."""
@@ -205,6 +211,12 @@ class Agent:
     def rss_mb(self) -> float:
         """Resident memory now."""
         return int(self._proc("statm").split()[1]) * PAGE_BYTES / 1e6
+
+    @property
+    def largest_rss_mb(self) -> float:
+        """The most resident memory that it ever had."""
+        line = next(line for line in self._proc("status").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / 1e6
 
     @property
     def cpu_s(self) -> float:
@@ -273,6 +285,25 @@ class Trace:
         self._offset += len(new)
         *lines, self._rest = (self._rest + new).split(b"\n")
         self._commits += [orjson.loads(line) for line in lines]
+
+
+def arguments(about: str | None, quick: str) -> argparse.Namespace:
+    """The command line that all benchmarks have: `quick`, `json`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    return parser.parse_args()
+
+
+def write(figures: dict[str, Any], file: str | None) -> None:
+    """As JSON, where a file is named."""
+    if file:
+        Path(file).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+
+
+def ruleset(first: dict[str, Any]) -> dict[str, int]:
+    """What an agent enforces, from the stamps of its first commit."""
+    return {name: first[name] for name in ("active_policies", "chains", "sets", "elements")}
 
 
 def table(rows: Sequence[tuple[str, dict[str, float]]], unit: str) -> None:

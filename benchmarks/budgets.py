@@ -15,7 +15,9 @@ Run = dict[str, Figures]
 """By name of the benchmark."""
 Verdict = tuple[str, bool]
 """The figures as text, and whether they are within the bound."""
-LAB = "lab API server, 10000 pods"
+LAB, REAL = "lab API server, 10000 pods", "kube-apiserver, 10000 pods"
+REACHED = 0.95
+"""Of a rate of events, to be counted as that."""
 SIZE = "10k pods, 1k policies, 110 local pods"
 COMMIT, PACKET = "watch event -> commit", "API answer -> first packet"
 POLICY, ADD = "policy change -> commit", "CNI ADD"
@@ -69,16 +71,37 @@ def said(one: Figures, key: str, unit: str) -> str:
 
 
 def convergence(load: str, title: str, **limits: float) -> Callable[[Run], Verdict]:
-    """Of 10k pods in the lab's API server, milliseconds."""
-    return below("ms", *(Part(limit, "convergence", f"{LAB}, {load}: {title}", key) for key, limit in limits.items()))
+    """Of 10k pods in the lab's API server, and in kube-apiserver where the run has it; milliseconds.
+
+    Other events must have come as fast as the load says.
+    """
+
+    def measured(run: Run) -> Verdict:
+        stages = run["convergence"]["mean_by_stage"]
+        told, met = [], True
+        for server in (LAB, REAL):
+            name = f"{server}, {load}"
+            if server == REAL and name not in stages:
+                continue
+            parts = (Part(limit, "convergence", f"{name}: {title}", key) for key, limit in limits.items())
+            text, within = below("ms", *parts)(run)
+            wanted = 0.0 if load == "idle" else float(load.partition(" ")[0])
+            reached = stages[name].get("events_per_s", 0.0)
+            rate = f" at {reached:.0f} events/s" if wanted else ""
+            told.append(f"{server.partition(',')[0]}: {text}{rate}")
+            met = met and within and reached >= REACHED * wanted
+        return "; ".join(told), met
+
+    return measured
 
 
 def stages(load: str) -> Callable[[Run], str]:
     """What a change's time consists of."""
 
     def why(run: Run) -> str:
-        found = {name: ms for name, ms in run["convergence"]["stages"][f"{LAB}, {load}"].items() if name[-2:] != "_s"}
-        return "Medians by stage, ms: " + ", ".join(f"{name} {ms:.2f}" for name, ms in found.items()) + "."
+        of_load = run["convergence"]["mean_by_stage"][f"{LAB}, {load}"]
+        found = {name: ms for name, ms in of_load.items() if name[-2:] != "_s"}
+        return "Means by stage, ms: " + ", ".join(f"{name} {ms:.2f}" for name, ms in found.items()) + "."
 
     return why
 
@@ -117,23 +140,22 @@ def growth(run: Run) -> Verdict:
 # CNI
 
 
-def added(pods: int, plugin: str) -> str:
-    """The series of ADDs one after the other."""
-    return f"{pods} pods, serial, {plugin}: ADD"
+def added(run: Run, pods: int, plugin: str, how: str = "serial") -> float:
+    """Median of an ADD, ms."""
+    return float(run["cni"]["series"][f"{pods} pods, {how}, {plugin}: ADD"]["median"])
 
 
 def cni(run: Run) -> Verdict:
-    """Ours beside the reference's, medians, at 110 pods, one after the other."""
-    series = run["cni"]["series"]
-    ours, theirs = (series[added(110, plugin)]["median"] for plugin in (OURS, THEIRS))
-    return f"p50 {ours:.1f} ms; {THEIRS} {theirs:.1f} ms", ours <= theirs
+    """Ours beside the reference's, medians, at 110 pods, one after the other and ten at once."""
+    found = {how: [added(run, 110, plugin, how) for plugin in (OURS, THEIRS)] for how in ("serial", "10 at once")}
+    text = "; ".join(f"{how} p50 {ours:.1f} ms, {THEIRS} {theirs:.1f} ms" for how, (ours, theirs) in found.items())
+    return text, all(ours <= theirs for ours, theirs in found.values())
 
 
 def cni_growth(run: Run) -> str:
     """What a full node adds."""
-    series = run["cni"]["series"]
-    ours, theirs = (series[added(1, plugin)]["median"] for plugin in (OURS, THEIRS))
-    return f"With 1 pod on the node it is {ours:.1f} ms; {THEIRS} {theirs:.1f} ms."
+    ours, theirs = (added(run, 1, plugin) for plugin in (OURS, THEIRS))
+    return f"With 1 pod on the node, serial, it is {ours:.1f} ms; {THEIRS} {theirs:.1f} ms."
 
 
 # Datapath
@@ -193,19 +215,22 @@ def connections(run: Run) -> Verdict:
 # Kernel
 
 
-ONE_MEMBER = "2000x100/2000x10 one member: netagent"
+def one_member(way: str) -> str:
+    """Series of the largest grid; one that leaves takes an allow away, which costs a generation."""
+    return f"2000x100/2000x10 one member, {way}: netagent"
 
 
-def one_member(run: Run) -> Verdict:
-    """Of the largest grid."""
-    one = run["dataplane"]["series"][ONE_MEMBER]
-    return f"p50 {one['median']:.3f} ms, {said(one, 'p99', 'ms')}", one["median"] <= 0.2
+def members(run: Run) -> Verdict:
+    """One in and one out."""
+    found = {way: run["dataplane"]["series"][one_member(way)] for way in ("in", "out")}
+    text = "; ".join(f"{way} p50 {one['median']:.3f} ms, {said(one, 'p99', 'ms')}" for way, one in found.items())
+    return text, all(one["median"] <= 0.2 for one in found.values())
 
 
-def one_member_cpu(run: Run) -> str:
+def members_cpu(run: Run) -> str:
     """How much of it is work."""
-    cpu_ms = run["dataplane"]["series"][f"{ONE_MEMBER}, CPU"]["median"]
-    return f"{cpu_ms:.3f} ms of it are CPU time, in the kernel and before it; the rest is waiting."
+    cpu_ms = [run["dataplane"]["series"][f"{one_member(way)}, CPU"]["median"] for way in ("in", "out")]
+    return f"CPU time, in the kernel and before it: {cpu_ms[0]:.3f} and {cpu_ms[1]:.3f} ms; the rest is waiting."
 
 
 def route(work: str, who: str = "") -> str:
@@ -241,15 +266,17 @@ def beside_relist(run: Run) -> Verdict:
 
 
 def beside_recompile(run: Run) -> Verdict:
-    """An ADD while all policies are compiled anew."""
-    busy, idle = (run["bulk"]["series"][f"{name}: {ADD}"]["median"] for name in (RECOMPILE, "idle"))
-    return f"p50 {busy:.1f} ms; idle {idle:.1f} ms", busy <= BULK_FACTOR * idle
+    """An ADD while all policies are compiled anew, and while all pods are listed: against the idle budget."""
+    bound_ms = BULK_FACTOR * added(run, 110, THEIRS)
+    found = {name: run["bulk"]["series"][f"{name}: {ADD}"] for name in (RECOMPILE, *RELISTS)}
+    text = "; ".join(f"{name}: p50 {one['median']:.1f} ms, {said(one, 'p99', 'ms')}" for name, one in found.items())
+    return f"{text}. Bound {bound_ms:.1f} ms", all(one["median"] <= bound_ms for one in found.values())
 
 
 def idle_stages(run: Run) -> str:
     """What the change takes with nothing beside it, in so large a cluster."""
     idle = run["bulk"]["series"][f"idle: {POLICY}"]["median"]
-    parts = ", ".join(f"{name} {ms:.1f}" for name, ms in run["bulk"]["stages"]["idle"].items())
+    parts = ", ".join(f"{name} {ms:.1f}" for name, ms in run["bulk"]["median_by_stage"]["idle"].items())
     return (
         f"With nothing beside it the same change takes p50 {idle:.1f} ms in a cluster of this size; medians by stage, "
         f"ms: {parts}. Where a chain comes or goes, the kernel looks for loops from every base chain on, so a commit's "
@@ -287,7 +314,7 @@ BUDGETS = (
         convergence("idle", PACKET, p99=50),
         stages("idle"),
     ),
-    Budget("one set member", "2000 sets x 100, 2000 chains x 10 rules", "0.2 ms", one_member, one_member_cpu),
+    Budget("one set member", "2000 sets x 100, 2000 chains x 10 rules", "0.2 ms", members, members_cpu),
     Budget(
         "start → synced and enforced",
         "10k pods, 1k policies",
@@ -329,8 +356,8 @@ BUDGETS = (
     ),
     Budget(
         "CNI ADD beside bulk work",
-        "recompile of 10k policies",
-        "5x idle p50, same run",
+        "recompile of 10k policies, relists of 50k pods",
+        f"5x idle: p50 of five {THEIRS} at 110 pods, same run",
         beside_recompile,
         stalls,
     ),

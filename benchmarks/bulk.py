@@ -2,30 +2,32 @@
 
 One agent with everything on: 50k pods and 10k policies in the lab's API server, 110 local pods wired through CNI. A
 policy of a local pod is created, edited and deleted, and pods come and go through the plugin's executable, socket and
-the kernel: idle; while all pods are listed again, unchanged and changed; while all policies are listed again, changed,
-and so compiled anew; and while a namespace selector turns for all pods. An interrupted watch makes the agent list: what
-it would resume from has expired.
+the kernel: idle; while all pods are listed again, unchanged, and with a label turned that a policy here asks for in all
+namespaces; while all policies are listed again, changed, and so compiled anew; and while all namespaces turn a label
+that another policy here asks for, so that a peer set of all pods comes or goes. An interrupted watch makes the agent
+list: what it would resume from has expired.
 
 A policy change is clocked from the moment when its event is at an idle watcher, a process beside the agent, to the end
-of the transaction that covers it. `stall` is what the agent's event loop was late by, of what was 1 ms or more.
+of the transaction that covers it. Beside bulk work only those samples count during which the agent was at it: a slice
+of a list was delivered, or a portion of what it brought was committed that was not the last. `stall` is what the
+agent's event loop was late by, of what was 1 ms or more.
 
     python -m benchmarks.bulk [--quick] [--json FILE]
 """
 
-import argparse
 import asyncio
 import itertools
 import statistics
 import sys
 import tempfile
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import orjson
 from msgspec import Struct, structs
 
 from benchmarks import bed, wiring, workload
@@ -46,6 +48,15 @@ STAGES = ("decode", "store", "compile", "diff", "commit")
 """Of the commit that covers a policy change, and of all that came since the one before it."""
 PROBED = "ns-3"
 """Namespace of the policy that is changed; a local pod is in it."""
+TURNING = {"matchLabels": {"turn": "1"}}
+"""Of a label whose value bulk work turns between 0 and 1."""
+TURNED = {
+    "pods": ("ns-5", {"namespaceSelector": {}, "podSelector": TURNING}),
+    "namespaces": ("ns-6", {"namespaceSelector": TURNING}),
+}
+"""Namespaces and peers of the policies that ask for it."""
+LONGEST = 6
+"""Times the samples that are asked for are taken, until enough of them were beside bulk work."""
 
 
 class Bulk(Struct, frozen=True):
@@ -66,6 +77,18 @@ BULKS = (
 )
 
 
+class Sample(Struct, frozen=True):
+    """From when to when something took, monotonic seconds."""
+
+    began_s: float
+    ended_s: float
+
+    @property
+    def ms(self) -> float:
+        """How long."""
+        return (self.ended_s - self.began_s) * 1e3
+
+
 class MeteredAgent(WiringAgent):
     """An agent with a meter of its event loop."""
 
@@ -76,6 +99,11 @@ class MeteredAgent(WiringAgent):
         lines = Path(f"{self.trace.path}.stalls").read_text().splitlines()
         found = [tuple(map(float, line.split())) for line in lines]
         return [late_ms for at_s, late_ms in found if at_s >= since_s]
+
+    def busy(self, sample: "Sample") -> bool:
+        """Whether it was at bulk work then."""
+        at = [float(line) for line in Path(f"{self.trace.path}.bulk").read_text().split()]
+        return bisect_left(at, sample.began_s) < bisect_right(at, sample.ended_s)
 
 
 class Watcher:
@@ -98,7 +126,11 @@ class Watcher:
 class Bench:
     """One agent under one load after the other."""
 
-    def __init__(self, server: Embedded, agent: MeteredAgent, watcher: Watcher, shape: Shape) -> None:
+    def __init__(
+        self, server: Embedded, agent: MeteredAgent, watcher: Watcher, shape: Shape, ruleset: dict[str, int]
+    ) -> None:
+        self.ruleset = ruleset
+        """What is enforced from the beginning on."""
         self._shape = shape
         self._containers_of: dict[int, str] = {}
         """Number of a wired pod -> its container ID."""
@@ -110,19 +142,20 @@ class Bench:
         self.stages: dict[str, dict[str, float]] = {}
         """Load -> medians, milliseconds."""
         self.found: dict[str, list[float]] = {}
-        self.rounds: dict[str, dict[str, float]] = {}
 
     async def under(self, bulk: Bulk, samples: int) -> None:
         """Samples of everything under one load."""
         works = [("policy change -> commit", self.policy), ("CNI ADD", self.pod)]
         # A policy that changes while all policies are listed is a part of that list.
         for what, sample in works[bulk.kind is Kind.NETWORK_POLICY :]:
-            began_s, values = time.monotonic(), []
+            began_s, values = time.monotonic(), list[float]()
             enough = asyncio.Event()
             busy = asyncio.create_task(self._again_and_again(bulk, enough))
-            for _ in range(samples):
+            for _ in range(samples * LONGEST):
+                if len(values) >= samples:
+                    break
                 await asyncio.sleep(APART_S)
-                values += await sample()
+                values += [one.ms for one in await sample() if bulk.kind is None or self._agent.busy(one)]
             enough.set()
             rounds = await busy
             self.found[f"{bulk.name}: {what}"] = values
@@ -133,7 +166,8 @@ class Bench:
                     stage: statistics.median(commit[stage] for commit in self.commits) * 1e3 for stage in STAGES
                 }
                 self.commits = []
-            self.rounds[f"{bulk.name}, {what}"] = {"rounds": rounds, "took_s": time.monotonic() - began_s}
+            took_s = time.monotonic() - began_s
+            progress(f"{bulk.name}: {what} {len(values)} times beside {rounds} of it, {took_s:.1f} s")
 
     async def _again_and_again(self, bulk: Bulk, enough: asyncio.Event) -> int:
         """How often; at least once."""
@@ -143,7 +177,7 @@ class Bench:
             done += 1
         return done
 
-    async def policy(self) -> list[float]:
+    async def policy(self) -> list["Sample"]:
         """A policy comes, changes and goes."""
         kind, server = Kind.NETWORK_POLICY, self._server
         door = {"from": [{"podSelector": {"matchLabels": {"door": "open"}}}]}
@@ -160,20 +194,22 @@ class Bench:
             await change()
             seen_s = await asyncio.wait_for(self._watcher.seen.get(), bed.DEADLINE_S)
             commit = await self._agent.trace.last(lambda one: bool(one["marks"]))
-            found.append((commit["done_s"] - seen_s) * 1e3)
+            found.append(Sample(seen_s, commit["done_s"]))
             self.commits.append(commit)
         return found
 
-    async def pod(self) -> list[float]:
+    async def pod(self) -> list["Sample"]:
         """A pod goes and comes again as another container."""
         number = next(self._pods) % len(self._containers_of)
         await asyncio.to_thread(self._call, "DEL", number)
         return [await self.add(number)]
 
-    async def add(self, number: int) -> float:
-        """Milliseconds of an ADD of a local pod."""
+    async def add(self, number: int) -> "Sample":
+        """An ADD of a local pod."""
         self._containers_of[number] = f"c{next(self._containers)}"
-        return await asyncio.to_thread(self._call, "ADD", number)
+        began_s = time.monotonic()
+        took_ms = await asyncio.to_thread(self._call, "ADD", number)
+        return Sample(began_s, began_s + took_ms / 1e3)
 
     def _call(self, command: str, number: int) -> float:
         pod = workload.numbered_pod(self._shape, number)
@@ -188,6 +224,9 @@ async def bench(shape: Shape, root: Path) -> AsyncIterator[Bench]:
     async with Embedded() as server:
         begin_s = time.monotonic()
         await wiring.fill(server, shape)
+        for name, (namespace, peer) in TURNED.items():
+            made = workload.policy(namespace, f"turned-{name}", {}, ingress=[{"from": [peer]}])
+            await server.create(Kind.NETWORK_POLICY, made)
         progress(f"{shape.pods} pods, {shape.policies} policies loaded in {time.monotonic() - begin_s:.1f} s")
         watcher = Watcher(server)
         agent = MeteredAgent(server.kubeconfig, root, backoff_cap_s=BACKOFF_CAP_S)
@@ -196,7 +235,7 @@ async def bench(shape: Shape, root: Path) -> AsyncIterator[Bench]:
             agent.start()
             first = await agent.wires()
             progress(f"agent enforces {first['done_s'] - agent.started_s:.2f} s after its start")
-            one = Bench(server, agent, watcher, shape)
+            one = Bench(server, agent, watcher, shape, bed.ruleset(first))
             wiring.make_netns([f"pod{number}" for number in range(shape.local_pods)])
             for number in range(shape.local_pods):
                 await one.add(number)
@@ -214,27 +253,21 @@ async def measure(shape: Shape, samples: int) -> dict[str, Any]:
         async with bench(shape, Path(text)) as one:
             for bulk in BULKS:
                 await one.under(bulk, samples)
-                progress(f"{bulk.name}: {one.rounds}")
-                one.rounds = {}
     series = {name: structs.asdict(summarise(values)) for name, values in one.found.items()}
-    return {"unit": "ms", "series": series, "stages": one.stages}
+    return {"unit": "ms", "series": series, "median_by_stage": one.stages, "enforced": {"at start": one.ruleset}}
 
 
 def main() -> int:
     """Run and print; write JSON where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller cluster, fewer samples")
-    parser.add_argument("--json", metavar="FILE", help="write the figures")
-    options = parser.parse_args()
+    options = bed.arguments(__doc__, "a smaller cluster, fewer samples")
     bed.isolate()
     wiring.add_underlay()
     shape = Shape(pods=5000, policies=1000, local_pods=20) if options.quick else Shape(pods=50_000, policies=10_000)
-    figures = asyncio.run(measure(shape, 5 if options.quick else 15))
+    figures = asyncio.run(measure(shape, 5 if options.quick else 100))
     bed.table(list(figures["series"].items()), figures["unit"])
-    for name, found in figures["stages"].items():
+    for name, found in figures["median_by_stage"].items():
         print(f"{name}: " + ", ".join(f"{stage} {ms:.2f}" for stage, ms in found.items()))
-    if options.json:
-        Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    bed.write(figures, options.json)
     return 0
 
 

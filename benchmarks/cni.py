@@ -2,17 +2,17 @@
 
 What is measured is what a container runtime waits for: start of the executable to its end. Each plugin has a node of
 its own (a network namespace) on which 1, 50 or 110 pods stand while one more comes and goes (serial), or ten at once;
-the plugins take turns. netagent is the whole agent: it watches 10k pods and 1k policies in the lab's API server, and an
-ADD answers when the policies that select the pod are in the kernel. The others have no policy to wait for, and they
-masquerade nothing. IPv4.
+the plugins take turns, in another order each time. netagent is the whole agent: it watches 10k pods and 1k policies in
+the lab's API server, and an ADD answers when the policies that select the pod are in the kernel. The others have no
+policy to wait for, and they masquerade nothing. IPv4.
 
     python -m benchmarks.cni [--quick] [--json FILE]
 """
 
-import argparse
 import asyncio
 import itertools
 import os
+import random
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -21,7 +21,6 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
 from msgspec import Struct, structs
 
 from benchmarks import bed, wiring, workload
@@ -149,8 +148,9 @@ async def turns(plugins: list[Node], numbers: range, count: int) -> None:
     """Pods come and go; the plugins take turns."""
     for plugin in plugins:
         plugin.found = {"ADD": [], "DEL": []}
+    chance = random.Random(count)  # noqa: S311 - nobody need be unable to guess it
     for turn in range(WARM_UP + count):
-        for plugin in plugins:
+        for plugin in chance.sample(plugins, len(plugins)):
             for command, values in plugin.found.items():
                 took_ms = await plugin.call(command, numbers)
                 if turn >= WARM_UP:
@@ -159,10 +159,7 @@ async def turns(plugins: list[Node], numbers: range, count: int) -> None:
 
 def main() -> int:
     """Run and print; write JSON where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller cluster, fewer pods come and go")
-    parser.add_argument("--json", metavar="FILE", help="write the figures")
-    options = parser.parse_args()
+    options = bed.arguments(__doc__, "a smaller cluster, fewer pods come and go")
     if not (wiring.PLUGINS_DIR / "ptp").exists():
         raise SystemExit(f"{wiring.PLUGINS_DIR}/ptp is missing: apt install containernetworking-plugins")
     bed.isolate()
@@ -170,8 +167,7 @@ def main() -> int:
     shape = Shape(pods=1000 if options.quick else 10_000, policies=1000, local_pods=PODS)
     figures = asyncio.run(measure(shape, Rounds(8, 1) if options.quick else Rounds(100, 20)))
     bed.table(list(figures["series"].items()), figures["unit"])
-    if options.json:
-        Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    bed.write(figures, options.json)
     return 0
 
 

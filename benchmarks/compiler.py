@@ -7,7 +7,6 @@ the kernel: a script for everything, a batch for a change. No kernel is involved
     python -m benchmarks.compiler [--quick] [--json FILE]
 """
 
-import argparse
 import functools
 import gc
 import multiprocessing
@@ -17,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
 from msgspec import structs
 
 from benchmarks import bed, workload
@@ -180,16 +178,12 @@ def measure(sizes: tuple[tuple[int, int], ...], repeats: int) -> dict[str, Any]:
 
 def main() -> int:
     """Run and print; write JSON where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two sizes, fewer changes")
-    parser.add_argument("--json", metavar="FILE", help="write the figures")
-    options = parser.parse_args()
+    options = bed.arguments(__doc__, "two sizes, fewer changes")
     figures = measure(QUICK_SIZES, 20) if options.quick else measure(SIZES, 100)
     bed.table(list(figures["series"].items()), figures["unit"])
     for where, one in figures["memory_mb"].items():
         print(f"{where}: " + ", ".join(f"{what} {value:.0f} MB" for what, value in one.items()))
-    if options.json:
-        Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    bed.write(figures, options.json)
     return 0
 
 

@@ -8,13 +8,13 @@ kube-apiserver), one in ten of them so that it matters on this node.
 
 Clocks: `watch event` is when its bytes had arrived in the agent, `API answer` when the writer had its answer (which may
 be later than the watch event), `first packet` the sending of the first packet that is treated as the change wants it.
-The stage `receive` counts from the beginning of the write, so it holds the API server's own time: its answer and the
-watch event leave it at the same moment, and which of the two arrives first is chance.
+A stage's figure is its mean over the changes of a load; what was done for other changes since the commit before counts
+too. The stage `receive` counts from the beginning of the write, so it holds the API server's own time: its answer and
+the watch event leave it at the same moment, and which of the two arrives first is chance.
 
     python -m benchmarks.convergence [--quick] [--json FILE]
 """
 
-import argparse
 import asyncio
 import statistics
 import sys
@@ -25,7 +25,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
 from msgspec import Struct, structs
 
 from benchmarks import bed, workload
@@ -72,8 +71,10 @@ class Load(Struct, frozen=True):
 class Bench:
     """One agent at one API server."""
 
-    def __init__(self, server: Server, agent: Agent, probe: Probe) -> None:
+    def __init__(self, server: Server, agent: Agent, probe: Probe, ruleset: dict[str, int]) -> None:
         self._server, self._agent, self._probe = server, agent, probe
+        self.ruleset = ruleset
+        """What is enforced from the beginning on."""
         self.samples: list[Sample] = []
 
     async def change(self, name: str, kind: Kind, work: Awaitable[float], up: bool) -> None:
@@ -197,13 +198,14 @@ async def bench(make: Callable[[], Server], shape: Shape, program: Path) -> Asyn
             progress(f"{server.name}: agent enforces {first['done_s'] - agent.started_s:.2f} s after its start")
             async with Probe(program, PEER, LOCAL) as probe:
                 await probe.turned(True, 0)
-                yield server, Bench(server, agent, probe)
+                yield server, Bench(server, agent, probe, bed.ruleset(first))
 
 
 async def measure(plan: list[tuple[Callable[[], Server], Shape, list[Load]]]) -> dict[str, Any]:
     """All figures."""
     series: dict[str, Any] = {}
     stages: dict[str, Any] = {}
+    rulesets: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         program = bed.compiled("probe", Path(directory))
         for make, shape, loads in plan:
@@ -217,7 +219,8 @@ async def measure(plan: list[tuple[Callable[[], Server], Shape, list[Load]]]) ->
                     )
                     if rate:
                         stages[where]["events_per_s"] = rate
-    return {"unit": "ms", "series": series, "stages": stages}
+                rulesets[f"{server.name}, {shape.pods} pods"] = one.ruleset
+    return {"unit": "ms", "series": series, "mean_by_stage": stages, "enforced": rulesets}
 
 
 async def under(server: Server, one: Bench, shape: Shape, load: Load) -> float:
@@ -247,7 +250,11 @@ def report(
         for change in dict.fromkeys(one.change for one in samples) if detailed else ():
             values = [getattr(one, name) for one in samples if one.change == change]
             series[f"{where}, {change}: {title}"] = structs.asdict(summarise(values))
-    stages[where] = {stage: statistics.median(one.stages[stage] for one in samples) for stage in STAGES}
+    means = {stage: statistics.mean(one.stages[stage] for one in samples) for stage in STAGES}
+    total = statistics.mean(one.watch_to_commit for one in samples)
+    # Some of the work on the changes beside it is done before this one arrives, so the rest may be below 0.
+    rest = total - sum(ms for stage, ms in means.items() if stage != "receive")
+    stages[where] = {**means, "rest": rest, "watch event -> commit": total}
 
 
 def plan(quick: bool) -> list[tuple[Callable[[], Server], Shape, list[Load]]]:
@@ -256,7 +263,7 @@ def plan(quick: bool) -> list[tuple[Callable[[], Server], Shape, list[Load]]]:
         small = Shape(pods=2000, policies=200)
         made: list[Any] = [(Embedded, small, [Load(0, 2), Load(200, 2)])]
         return [*made, (Real, Shape(pods=1000, policies=100), [Load(0, 2)])] if real_available() else made
-    loads = [Load(0, 20), Load(50, 10), Load(200, 10), Load(1000, 10)]
+    loads = [Load(per_s, 20) for per_s in (0, 50, 200, 1000)]
     full: list[Any] = [
         (Embedded, Shape(pods=1000, policies=1000), loads[:1]),
         (Embedded, Shape(pods=10_000, policies=1000), loads),
@@ -267,19 +274,15 @@ def plan(quick: bool) -> list[tuple[Callable[[], Server], Shape, list[Load]]]:
 
 def main() -> int:
     """Run and print; write JSON where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller clusters, fewer changes")
-    parser.add_argument("--json", metavar="FILE", help="write the figures")
-    options = parser.parse_args()
+    options = bed.arguments(__doc__, "smaller clusters, fewer changes")
     bed.isolate()
     bed.place(*PEER)
     bed.place(*LOCAL)
     figures = asyncio.run(measure(plan(options.quick)))
     bed.table(list(figures["series"].items()), figures["unit"])
-    for where, one in figures["stages"].items():
-        print(f"{where}: " + ", ".join(f"{stage} {one[stage]:.2f}" for stage in STAGES))
-    if options.json:
-        Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    for where, one in figures["mean_by_stage"].items():
+        print(f"{where}: " + ", ".join(f"{stage} {ms:.2f}" for stage, ms in one.items()))
+    bed.write(figures, options.json)
     return 0
 
 

@@ -5,14 +5,11 @@ A cluster of 10k pods and 1k policies in the lab's API server, 110 local pods. I
     python -m benchmarks.cpu [--quick] [--json FILE]
 """
 
-import argparse
 import asyncio
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-import orjson
 from msgspec import structs
 
 from benchmarks import bed
@@ -57,16 +54,12 @@ async def busy(agent: Agent, window_s: float) -> float:
 
 def main() -> int:
     """Run and print; write JSON where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="short windows, a smaller cluster")
-    parser.add_argument("--json", metavar="FILE", help="write the figures")
-    options = parser.parse_args()
+    options = bed.arguments(__doc__, "short windows, a smaller cluster")
     bed.isolate()
     size = Shape(pods=2000 if options.quick else 10_000, policies=1000)
     figures = asyncio.run(measure(size, 1 if options.quick else 5, 1.5 if options.quick else 5.0))
     bed.table(list(figures["series"].items()), figures["unit"])
-    if options.json:
-        Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    bed.write(figures, options.json)
     return 0
 
 

@@ -1,25 +1,28 @@
 """Resident memory of the agent's process by the size of the cluster, and over cycles of pods that come and go.
 
-1k policies, 110 local pods, the pods in the lab's API server. The slope is that of a line through the cycles after
-warm-up, over all of them, in percent of the memory at its beginning.
+An agent with everything on (lease, pod network, CNI, policy) and 1k policies, the pods in the lab's API server; 110 of
+them are of its node. `largest` is the most that the process ever had. The slope is that of a line through the cycles
+after warm-up, over all of them, in percent of the memory at its beginning.
 
     python -m benchmarks.memory [--quick] [--json FILE]
 """
 
-import argparse
 import asyncio
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import orjson
 from msgspec import structs
 
-from benchmarks import bed
+from benchmarks import bed, wiring
 from benchmarks.bed import Agent, progress
 from benchmarks.servers import Embedded
 from benchmarks.stats import summarise
+from benchmarks.wiring import WiringAgent
 from benchmarks.workload import Shape
 
 SIZES = (0, 1000, 10_000, 100_000)
@@ -45,13 +48,26 @@ async def sized(sizes: tuple[int, ...]) -> dict[str, Any]:
     for pods in sizes:
         shape = Shape(pods=pods, policies=POLICIES if pods else 0, local_pods=min(110, pods))
         async with Embedded() as server:
-            await server.load(shape)
-            with bed.agent(server.kubeconfig) as agent:
-                await agent.synced()
-                await asyncio.sleep(SETTLE_S)
+            await wiring.fill(server, shape)
+            with running(server) as agent:
+                await agent.wires()
+                await settled(agent)
                 series[f"{pods} pods"] = structs.asdict(summarise([agent.rss_mb]))
-                progress(f"{pods} pods: {agent.rss_mb:.1f} MB")
+                series[f"{pods} pods, largest"] = structs.asdict(summarise([agent.largest_rss_mb]))
+                progress(f"{pods} pods: {agent.rss_mb:.1f} MB, largest {agent.largest_rss_mb:.1f} MB")
     return series
+
+
+@contextmanager
+def running(server: Embedded) -> Iterator[WiringAgent]:
+    """A whole agent, just started."""
+    with tempfile.TemporaryDirectory() as root:
+        agent = WiringAgent(server.kubeconfig, Path(root))
+        try:
+            agent.start()
+            yield agent
+        finally:
+            agent.close()
 
 
 async def cycled(cycles: int, count: int) -> dict[str, Any]:
@@ -59,9 +75,9 @@ async def cycled(cycles: int, count: int) -> dict[str, Any]:
     shape = Shape(pods=BASE_PODS, policies=POLICIES)
     after: list[float] = []
     async with Embedded() as server:
-        await server.load(shape)
-        with bed.agent(server.kubeconfig) as agent:
-            await agent.synced()
+        await wiring.fill(server, shape)
+        with running(server) as agent:
+            await agent.wires()
             for number in range(cycles):
                 for what in ("come", "go"):
                     await server.tell(what, shape=msgspec.to_builtins(shape), first=BASE_PODS, count=count)
@@ -95,18 +111,15 @@ def growth(values: list[float]) -> float:
 
 def main() -> int:
     """Run and print; write JSON where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller clusters, fewer cycles")
-    parser.add_argument("--json", metavar="FILE", help="write the figures")
-    options = parser.parse_args()
+    options = bed.arguments(__doc__, "smaller clusters, fewer cycles")
     bed.isolate()
+    wiring.add_underlay()
     quick = options.quick
     size = (QUICK_SIZES, QUICK_CYCLES, QUICK_CYCLE_PODS) if quick else (SIZES, CYCLES, CYCLE_PODS)
     figures = asyncio.run(measure(*size))
     bed.table(list(figures["series"].items()), figures["unit"])
     print(f"growth over the cycles after warm-up: {figures['growth_percent']:.2f} %")
-    if options.json:
-        Path(options.json).write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
+    bed.write(figures, options.json)
     return 0
 
 

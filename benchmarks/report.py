@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and its plots from the JSON of a run; elsewhere where a directory is named.
+"""docs/benchmarks.md, its plots and its JSON from the JSON of a whole run; of any run where a directory is named.
 
 python -m benchmarks.report FILE [DIRECTORY]
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from benchmarks.__main__ import NAMES
 from benchmarks.bed import ROOT
 from benchmarks.budgets import BUDGETS, LAB, Budget, Figures, Run
 from benchmarks.stats import P99_SAMPLES
@@ -19,10 +20,11 @@ from benchmarks.svg import Bar, bars, short
 DOCS = ROOT / "docs"
 HEAD = """# Benchmarks
 
-Written by `make bench JSON=FILE` and `python -m benchmarks.report FILE`; every figure is of this one run. One of them:
-`make bench NAME=convergence`; all in about three minutes, on smaller clusters: `make bench QUICK=1`. Each runs in
-network namespaces of its own and leaves nothing behind. Where `KUBEBUILDER_ASSETS` names the directory of
-kube-apiserver and etcd, they are measured against too. Of fewer than 100 samples no p99 is told, only the largest.
+Written by `make bench JSON=FILE` and `python -m benchmarks.report FILE`; every figure is of this one run, and stands
+in [benchmarks.json](benchmarks.json) too. One of them: `make bench NAME=convergence`; all in about three minutes, on
+smaller clusters: `make bench QUICK=1`. Each runs in namespaces of its own and leaves nothing behind. Where
+`KUBEBUILDER_ASSETS` names the directory of kube-apiserver and etcd, they are measured against too. Of fewer than 100
+samples no p99 is told, only the largest.
 """
 QUICK = """Of a quick run: smaller clusters than the table of budgets says, few samples.
 """
@@ -34,17 +36,22 @@ def main() -> int:
     """Write everything; the exit status."""
     results = orjson.loads(Path(sys.argv[1]).read_bytes())
     docs = Path(sys.argv[2]) if len(sys.argv) > 2 else DOCS
+    missing = sorted(set(NAMES) - set(results["benchmarks"]))
+    if docs == DOCS and (missing or results["quick"]):
+        what = f"lacks {', '.join(missing)}" if missing else "is of a quick run"
+        raise SystemExit(f"{sys.argv[1]} {what}: docs/ is as it was. Name a directory for a page of it.")
     plots = docs / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     for old in plots.glob("*.svg"):
         old.unlink()
     names: dict[str, tuple[str, str]] = {}
     for name, figures in results["benchmarks"].items():
-        for title, unit, rows in charts(name, figures):
-            file = f"{name}-{len(names)}.svg"
+        for number, (title, unit, rows) in enumerate(charts(name, figures)):
+            file = f"{name}-{number}.svg"
             (plots / file).write_text(bars(title, unit, rows))
             names[file] = (name, title)
     (docs / "benchmarks.md").write_text("\n".join(page(results, names)))
+    (docs / "benchmarks.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
     return 0
 
 
@@ -53,6 +60,8 @@ def page(results: dict[str, Any], plots: dict[str, tuple[str, str]]) -> Iterator
     yield HEAD
     if results.get("quick"):
         yield QUICK
+    if results.get("failed"):
+        yield f"Failed in this run: {', '.join(results['failed'])}.\n"
     yield "## Machine\n"
     yield "| | |\n| --- | --- |"
     for name, value in results["machine"].items():
@@ -66,7 +75,8 @@ def page(results: dict[str, Any], plots: dict[str, tuple[str, str]]) -> Iterator
         yield about(name)
         yield from (f"![{title}](plots/{file})\n" for file, (of, title) in plots.items() if of == name)
         yield from tables(figures)
-        yield f"\nTook {figures.get('took_s', 0):.0f} s."
+        took_s, load = figures.get("took_s", 0), figures.get("load_before", 0)
+        yield f"\nTook {took_s:.0f} s; load of the machine before it {load:.1f}."
     yield ""
 
 
@@ -74,9 +84,10 @@ def verdict(budget: Budget, run: Run) -> str:
     """One line of the table of budgets."""
     try:
         text, met = budget.measured(run)
-        outcome = "met" if met else f"**missed**. {budget.why(run) if budget.why else ''}"
     except KeyError:
         text, outcome = "not measured in this run", ""
+    else:
+        outcome = "met" if met else f"**missed**. {budget.why(run) if budget.why else ''}"
     return f"| {budget.what} | {budget.under} | {budget.bound} | {text} | {outcome.strip()} |"
 
 
@@ -92,7 +103,7 @@ def tables(figures: Figures) -> Iterator[str]:
     if "series" in figures:
         yield from folded(list(summaries(figures)), len(figures["series"]))
     for name, value in figures.items():
-        if name in ("series", "unit", "units", "took_s"):
+        if name in ("series", "unit", "units", "took_s", "load_before"):
             continue
         title = name.replace("_", " ")
         if isinstance(value, dict) and value and all(isinstance(one, dict) for one in value.values()):

@@ -8,36 +8,23 @@ network namespace of its own. Needs root.
     python -m benchmarks.routes [--quick] [--json FILE]
 """
 
-import argparse
 import asyncio
 import logging
-import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
-import msgspec
+from msgspec import structs
 
 from benchmarks import bed
+from benchmarks.bed import progress
 from benchmarks.stats import Summary, summarise
 from netagent.agent.network.podnetwork import PodNetwork
 from netagent.config import NetworkConfig
 from netagent.core.network.podnet import vtep_mac
 from netagent.records import Key, SubnetLease
 
-ISOLATED = "NETAGENT_BENCH_ISOLATED"
-BUDGET_MS = {
-    ("from empty", 5000): 1000.0,
-    ("one in", 5000): 20.0,
-    ("one out", 5000): 20.0,
-    ("address changed", 5000): 20.0,
-}
-"""Of the wall time's median. The CPU time (of the process, with the kernel's work on its behalf) is shown beside it: on
-a busy machine, or where others hold the kernel's rtnl lock, the wall time is longer by what the others take."""
-REPAIR_BUDGET_MS = 1000.0
 DRIFT_PEERS = 1000
 DRIFT_SPACING_S = 0.4
 """Between two damages: the agent reads back at most a few times a second."""
@@ -180,68 +167,32 @@ async def drift(repeats: int) -> dict[str, list[float]]:
     return found
 
 
-def isolate() -> None:
-    """Go on in a network namespace of our own, with an underlay."""
-    if os.environ.get(ISOLATED):
-        for command in (
-            "ip link set lo up",
-            "ip link add under0 type bridge",
-            "ip link set under0 up",
-            f"ip address add {OWN_ADDRESS}/16 dev under0",
-        ):
-            subprocess.run(command.split(), check=True)
-        return
-    os.environ[ISOLATED] = "1"
-    again = [sys.executable, "-m", "benchmarks.routes", *sys.argv[1:]]
-    os.execvp("unshare", ["unshare", "-n", "-m", *again])  # noqa: S606
+def add_underlay() -> None:
+    """The link to the other nodes."""
+    bed.run("ip", "link", "add", "under0", "type", "bridge")
+    bed.run("ip", "link", "set", "under0", "up")
+    bed.run("ip", "address", "add", f"{OWN_ADDRESS}/16", "dev", "under0")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
-    options = parser.parse_args()
-    isolate()
+    options = bed.arguments(__doc__, "fewer repetitions")
+    bed.isolate()
+    add_underlay()
     # The agent says what it repairs; here that is the benchmark's own doing.
     logging.getLogger("netagent").setLevel(logging.ERROR)
-    load = os.getloadavg()[0]
     series: dict[str, Summary] = {}
-    verdicts: dict[str, str] = {}
-    print(f"load {load:.1f} on {os.cpu_count()} processors")
-    print(f"{'peers':>6} {'work':<32} {'wall median ms':>15} {'p99 ms':>9} {'CPU median':>11} {'n':>4}  budget (wall)")
     for count in (100, 1000, 5000):
         samples = asyncio.run(measure(count, 3 if options.quick else 100))
         for work, found in samples.items():
             wall, cpu = (summarise(times) for times in zip(*found, strict=True))
-            name = f"{count} peers: {work}"
-            series |= {name: wall, f"{count} peers, CPU: {work}": cpu}
-            verdicts[name] = show(count, work, wall, cpu, BUDGET_MS.get((work, count)))
+            series |= {f"{count} peers: {work}": wall, f"{count} peers, CPU: {work}": cpu}
+        progress(f"{count} peers")
     for kind, times in asyncio.run(drift(1 if options.quick else 10)).items():
-        name = f"{kind}: repair"
-        series[name] = summarise(times)
-        verdicts[name] = show(DRIFT_PEERS, name, series[name], None, REPAIR_BUDGET_MS)
-    rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"largest memory of the process: {rss_mib:.0f} MiB")
-    if options.json:
-        results = {
-            "unit": "ms",
-            "series": series,
-            "verdicts": {name: verdict for name, verdict in verdicts.items() if verdict},
-            "load": load,
-            "max_rss_mib": round(rss_mib),
-        }
-        Path(options.json).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1))
+        series[f"{kind}: repair"] = summarise(times)
+    figures = {name: structs.asdict(one) for name, one in series.items()}
+    bed.table(list(figures.items()), "ms")
+    bed.write({"unit": "ms", "series": figures}, options.json)
     return 0
-
-
-def show(count: int, work: str, wall: Summary, cpu: Summary | None, budget_ms: float | None) -> str:
-    """Print one line; whether the wall time's median is within the budget, "" where there is none."""
-    verdict = "" if budget_ms is None else f"{budget_ms:g} ms: {'met' if wall.median <= budget_ms else 'MISSED'}"
-    spent = f"{cpu.median:>11.2f}" if cpu else f"{'':>11}"
-    print(
-        f"{count:>6} {work:<32} {wall.median:>15.2f} {wall.p99:>9.2f} {spent} {wall.samples:>4}  {verdict}", flush=True
-    )
-    return verdict
 
 
 if __name__ == "__main__":

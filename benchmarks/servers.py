@@ -8,7 +8,6 @@ import contextlib
 import os
 import random
 import secrets
-import shutil
 import signal
 import socket
 import ssl
@@ -26,8 +25,8 @@ import orjson
 import yaml
 
 from benchmarks import workload
-from benchmarks.bed import DEADLINE_S, ROOT, TICKS_PER_S, run
-from benchmarks.workload import TIERS, Object, Shape
+from benchmarks.bed import DEADLINE_S, ROOT, run
+from benchmarks.workload import Object, Shape
 from netagent.records import Kind
 
 PARALLEL = 16
@@ -107,15 +106,6 @@ class Server(ABC):
     def url(self) -> str:
         """Where it listens."""
         return self._url
-
-    @property
-    def cpu_s(self) -> float:
-        """CPU time of its processes so far."""
-        total = 0
-        for process in self._processes:
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-        return total / TICKS_PER_S
 
     async def _ready(self) -> None:
         deadline_s = time.monotonic() + DEADLINE_S
@@ -213,6 +203,7 @@ class Real(Server):
     def __init__(self) -> None:
         super().__init__()
         self._churning: list[asyncio.Task[None]] = []
+        self._labels: dict[tuple[str, str], dict[str, str]] = {}
         self._events = 0
         self._began_s = 0.0
 
@@ -294,6 +285,9 @@ class Real(Server):
 
     async def churn(self, shape: Shape, per_s: float, share: float) -> None:
         self._events, self._began_s = 0, time.monotonic()
+        if not self._labels:
+            made = (pod["metadata"] for pod in workload.pods(shape))
+            self._labels = {(meta["namespace"], meta["name"]): dict(meta["labels"]) for meta in made}
         rng = random.Random(1)  # noqa: S311 - the same events in every run
         workers = min(PARALLEL // 2, max(1, int(per_s // 50)))
         self._churning = [asyncio.create_task(self._change(shape, per_s / workers, share, rng)) for _ in range(workers)]
@@ -301,26 +295,35 @@ class Real(Server):
     async def _change(self, shape: Shape, per_s: float, share: float, rng: random.Random) -> None:
         events = 0
         while True:
-            meta = workload.numbered_pod(shape, rng.randrange(shape.local_pods, shape.pods))["metadata"]
-            matters = rng.random() < share
-            change = {"labels": {"tier": rng.choice(TIERS)}} if matters else {"annotations": {"at": str(rng.random())}}
-            await self.patch(Kind.POD, meta["namespace"], meta["name"], {"metadata": change})
+            if rng.random() < share:
+                namespace, name, tier = workload.turned(shape, rng, self._labels_of)
+                self._labels_of(namespace, name)["tier"] = tier
+                change = {"labels": {"tier": tier}}
+            else:
+                meta = workload.numbered_pod(shape, rng.randrange(shape.local_pods, shape.pods))["metadata"]
+                namespace, name, change = meta["namespace"], meta["name"], {"annotations": {"at": str(rng.random())}}
+            await self.patch(Kind.POD, namespace, name, {"metadata": change})
             self._events += 1
             events += 1
             await asyncio.sleep(max(0.0, self._began_s + events / per_s - time.monotonic()))
+
+    def _labels_of(self, namespace: str, name: str) -> dict[str, str]:
+        """As they were left by the changes so far."""
+        return self._labels[namespace, name]
 
     async def quiet(self) -> float:
         took_s = time.monotonic() - self._began_s
         for task in self._churning:
             task.cancel()
-        await asyncio.gather(*self._churning, return_exceptions=True)
+        for ended in await asyncio.gather(*self._churning, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
         return self._events / took_s
 
     async def __aexit__(self, *_: object) -> None:
         for task in self._churning:
             task.cancel()
         await super().__aexit__()
-        shutil.rmtree(self.home, ignore_errors=True)
 
 
 def free_port() -> int:

@@ -17,13 +17,17 @@ class Summary(Struct, frozen=True, kw_only=True):
     p95: float
     p99: float
     max: float
+    """The worst."""
 
 
-def summarise(samples: Sequence[float]) -> Summary:
-    """Nearest-rank percentiles. Raises ValueError without samples."""
+def summarise(samples: Sequence[float], *, more_is_better: bool = False) -> Summary:
+    """Nearest-rank percentiles from the good end on: what 95 % of the samples are as good as, or better.
+
+    Raises ValueError without samples.
+    """
     if not samples:
         raise ValueError("no samples")
-    ordered = sorted(samples)
+    ordered = sorted(samples, reverse=more_is_better)
 
     def rank(share: float) -> float:
         return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -3,7 +3,8 @@
 A commit is described by the seconds that its parts took (`decode`, `store`, `compile` since the commit before it, of
 all changes; `diff`, `commit` of its own), by when its transaction began and when it ended (`running_s`, `done_s`,
 monotonic) and by the changes it covers whose object is named `probe...`: kind, name, when its bytes had arrived, when
-it was in the store. Commits without a transaction are written down only where they cover such a change.
+it was in the store; one of the whole table also by what it holds. Commits without a transaction are written down only
+where they cover such a change.
 """
 
 import functools
@@ -46,8 +47,7 @@ class Stopwatches:
         for name in ("take", "whole"):
             setattr(Ruleset, name, self._timed("diff", getattr(Ruleset, name)))
         for name in ("render", "replacement", "small"):
-            if hasattr(sync, name):
-                setattr(sync, name, self._timed("diff", getattr(sync, name)))
+            setattr(sync, name, self._timed("diff", getattr(sync, name)))
         sync.Dataplane.apply = self._apply(sync.Dataplane.apply)  # type: ignore[method-assign]
         setattr(sync.Dataplane, "_run", self._run(sync.Dataplane._run))  # noqa: B010
         setattr(sync.Dataplane, "_commit", self._commit(sync.Dataplane._commit))  # noqa: B010
@@ -118,10 +118,24 @@ class Stopwatches:
                     "store": before["store"],
                     "compile": before["compile"],
                     **own,
+                    **(_ruleset(plane) if self._whole else {}),
                 }
                 self._output.write(orjson.dumps(line) + b"\n")
 
         return committing
+
+
+def _ruleset(plane: sync.Dataplane) -> dict[str, int]:
+    """How large what is enforced is: policies that select pods of this node, and what they became."""
+    compiler = plane.compiler
+    active = {policy for key in compiler.classes().values() for policy, _ in key.policies}
+    sets = compiler.ruleset.sets.values()
+    return {
+        "active_policies": len(active),
+        "chains": len(compiler.ruleset.chains),
+        "sets": len(sets),
+        "elements": sum(len(one.values) for one in sets),
+    }
 
 
 def _waits(plane: sync.Dataplane, mark: dict[str, Any]) -> bool:

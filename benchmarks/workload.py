@@ -1,11 +1,14 @@
 """Clusters of any size, the same in every run: namespaces, pods and policies as the API server would show them.
 
-Pods are spread evenly over the namespaces; the first `local_pods` run on the node under test, whatever else there is on
-others. Each carries the labels that real ones do: an app, a tier, and two that no policy asks for. A policy selects one
-app of its namespace and admits a tier of it, a team's namespaces or a network, by turns, on one of a few ports.
+Pods are spread evenly over the namespaces, and in each over apps and tiers; the first `local_pods`, of all apps and
+namespaces, run on the node under test, whatever else there is on others. Each carries the labels that real ones do: an
+app, a tier, and two that no policy asks for. A policy selects one app of its namespace and admits a tier of it, a
+team's namespaces or a network, by turns, on one of a few ports. With ten policies to a namespace each pod is selected
+by one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 import orjson
@@ -24,6 +27,8 @@ REPLICAS = 5
 """Pods of one app and namespace that are equal but for name and address."""
 TIERS = ("web", "app", "db", "cache")
 TEAMS = 8
+PEER_KINDS = 3
+"""That policies admit by turns; the first is a tier of their own namespace."""
 PORTS = (80, 443, 5432, 6379, 8080, 8443, 9090, 9200)
 CREATED = "2026-01-01T00:00:00Z"
 PLURALS = {Kind.NAMESPACE: "namespaces", Kind.POD: "pods", Kind.NETWORK_POLICY: "networkpolicies"}
@@ -62,10 +67,11 @@ def pods(shape: Shape) -> Iterator[Object]:
 
 def numbered_pod(shape: Shape, number: int) -> Object:
     """The pod of a number; local where it is less than shape.local_pods."""
-    app = number // shape.namespaces % APPS
+    turn = number if number < shape.local_pods else number // shape.namespaces
+    app = turn % APPS
     labels = {
         "app": f"app-{app}",
-        "tier": TIERS[number % len(TIERS)],
+        "tier": TIERS[turn // APPS % len(TIERS)],
         "pod-template-hash": f"{number // (shape.namespaces * APPS * REPLICAS):010x}",
         "app.kubernetes.io/managed-by": "workload",
     }
@@ -136,7 +142,7 @@ def numbered_policy(shape: Shape, number: int) -> Object:
             }
         ],
         [{"ipBlock": {"cidr": f"{network}.0/24", "except": [f"{network}.8/29"]}}],
-    )[round_ % 3]
+    )[round_ % PEER_KINDS]
     port = {"protocol": "TCP", "port": PORTS[round_ % len(PORTS)]}
     return policy(
         f"ns-{home}",
@@ -144,6 +150,24 @@ def numbered_policy(shape: Shape, number: int) -> Object:
         {"matchLabels": {"app": f"app-{round_ % APPS}"}},
         ingress=[{"from": peers, "ports": [port]}],
     )
+
+
+def turned(shape: Shape, rng: Random, labels_of: Callable[[str, str], dict[str, str]]) -> tuple[str, str, str]:
+    """Namespace and name of a pod of another node, and another tier for it, so that a peer set of this node changes.
+
+    `labels_of(namespace, name)` gives those that it has now.
+    """
+    while True:
+        number = rng.randrange(shape.local_pods, shape.pods)
+        home = number % shape.namespaces
+        # The app of the first local pod there, and so the policy that selects it, says which peers matter here.
+        if home >= shape.local_pods or home % APPS % PEER_KINDS:
+            continue
+        meta = numbered_pod(shape, number)["metadata"]
+        wanted = TIERS[home % APPS % len(TIERS)]
+        has = labels_of(meta["namespace"], meta["name"])["tier"]
+        other = TIERS[(TIERS.index(wanted) + 1) % len(TIERS)]
+        return meta["namespace"], meta["name"], other if has == wanted else wanted
 
 
 def policy(

@@ -60,7 +60,7 @@ class Pod(Struct, frozen=True, gc=False, kw_only=True):
     terminating: bool = False
     """metadata.deletionTimestamp is set; the pod still owns its address until the object or the sandbox is gone."""
     mirror_of: str = ""
-    """Annotation kubernetes.io/config.hash: the UID by which the kubelet knows a static pod."""
+    """Annotation kubernetes.io/config.hash of a mirror pod: the UID by which the runtime knows the static pod."""
 
 
 class Namespace(Struct, frozen=True, gc=False, kw_only=True):

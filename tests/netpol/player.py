@@ -264,7 +264,14 @@ class Player:
                 return await self._lab.probe_from(places[cell.source], target, timeout_s=timeout_s)
 
         verdicts = await asyncio.gather(*map(ask, cells))
-        return {cell: verdict for cell, verdict in zip(cells, verdicts, strict=True) if verdict.allowed != cell.allowed}
+        return {cell: verdict for cell, verdict in zip(cells, verdicts, strict=True) if not self._right(cell, verdict)}
+
+    def _right(self, cell: Cell, verdict: Verdict) -> bool:
+        """Denied is what is dropped: a socket that is not there, or an end that should be, denies nothing."""
+        if verdict.allowed or cell.allowed:
+            return verdict.allowed == cell.allowed
+        ends = (self._pods.get(name) for name in (cell.source, cell.destination))
+        return verdict.detail == "timeout" or any(pod is not None and pod.phase != "Running" for pod in ends)
 
     async def _explain(self, cell: Cell, places: dict[str, Place]) -> str:
         """What the agents at both ends say."""

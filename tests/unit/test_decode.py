@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from netagent.core.policy.store import same_pod
 from netagent.kube import decode, leases
 from netagent.kube.wire import DecodeError
 from netagent.records import (
     ContainerPort,
+    Endpoint,
     IPBlock,
     Key,
     Kind,
@@ -75,6 +77,24 @@ def test_pod() -> None:
             ContainerPort("", 99, "TCP"),
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("annotations", "known_as"),
+    [
+        ({"kubernetes.io/config.mirror": "abc", "kubernetes.io/config.hash": "abc"}, "abc"),
+        ({"kubernetes.io/config.hash": "abc", "kubernetes.io/config.source": "api"}, ""),
+        ({"kubernetes.io/config.mirror": "abc"}, ""),
+        (None, ""),
+    ],
+)
+def test_a_mirror_pod_says_by_which_uid_the_runtime_knows_it(annotations: Any, known_as: str) -> None:
+    raw = json.dumps({"metadata": {**META, "annotations": annotations}}).encode()
+    found = decode.record(Kind.POD, raw)
+    assert isinstance(found, Pod)
+    assert found.mirror_of == known_as
+    sandbox = Endpoint(pod=found.key, pod_uid="abc", container_id="c", ifname="eth0", host_ifname="nap1", ips=())
+    assert same_pod(sandbox, found) is bool(known_as)
 
 
 def test_pod_times_and_labels() -> None:

@@ -80,6 +80,15 @@ def test_devices_that_only_look_alike_are_nobodys() -> None:
     assert [one.level for one in hostchecks.other_networks([Device(name="tunl0", up=True)], Config())] == ["warning"]
 
 
+@pytest.mark.parametrize(
+    ("names", "policy", "level"),
+    [(("eth0", "kube-ipvs0"), True, "error"), (("eth0", "kube-ipvs0"), False, "info"), (("eth0", "ipvs0"), True, "ok")],
+)
+def test_ipvs_goes_around_policy(names: tuple[str, ...], policy: bool, level: str) -> None:
+    found = hostchecks.service_proxy([Device(name=name) for name in names], policy=policy)
+    assert (found.id, found.level) == ("services.proxy", level)
+
+
 def test_a_port_is_found_as_a_whole_number_only() -> None:
     rule = {"rule": {"expr": [{"match": {"left": {"payload": {"field": "dport"}}, "right": 84720}}]}}
     assert [one.level for one in firewallchecks.input_chains({"ip f": [rule]}, 8472)] == ["warning"]

@@ -95,11 +95,23 @@ class TestPeers:
         )
         assert some(found.peers) == {BlockPeer("10.0.0.0/8", ("10.1.2.0/24",))}
 
+    def test_peer_with_a_field_of_the_future_costs_its_rule(self) -> None:
+        """It narrows something, and nobody here knows what."""
+        future = PolicyPeer(pod_selector=LabelSelector(), unknown_fields=("zoneSelector",))
+        found = compile_policy(policy("x/p", ingress=[rule([future, pods(app="a")]), rule([pods(app="a")])]))
+        first, second = found.rules[INGRESS]
+        assert first.peers == frozenset()
+        assert some(second.peers) == {PodPeer("x", EVERYTHING, sel(app="a"))}
+        assert found.problems == ("spec.ingress[0].from[0]: unknown fields zoneSelector; this rule matches nothing",)
+
+    def test_block_is_read_in_decimal_whatever_its_zeros(self) -> None:
+        found = the_rule(policy("x/p", ingress=[rule([block("010.000.0.0/08", "10.001.00.0/16")])]))
+        assert some(found.peers) == {BlockPeer("10.0.0.0/8", ("10.1.0.0/16",))}
+
     @pytest.mark.parametrize(
         "peer",
         [
             PolicyPeer(),
-            PolicyPeer(pod_selector=LabelSelector(), unknown_fields=("zoneSelector",)),
             PolicyPeer(pod_selector=BROKEN),
             PolicyPeer(namespace_selector=BROKEN, pod_selector=LabelSelector()),
             PolicyPeer(pod_selector=LabelSelector(), ip_block=block("10.0.0.0/8").ip_block),

@@ -40,6 +40,8 @@ SHARED_LENGTH = 64
 """Longer ones are not remembered: a thousand of a megabyte would stay when their pods are gone."""
 MAX_PORT = 65535
 """A declared port that is none could not stand in a set; the others of its pod do."""
+MIRROR, STATIC_POD_UID = "kubernetes.io/config.mirror", "kubernetes.io/config.hash"
+"""Annotations of the object that stands for a static pod. Source: pkg/kubelet/types of Kubernetes."""
 ANNOTATIONS_KEPT = ("flannel.", "netagent.")
 FLANNEL_NAMES = (
     "kube-subnet-manager",
@@ -237,7 +239,13 @@ def _read_pod(raw: bytes | Raw) -> Pod:
         ports=_container_ports([*sidecars, *(spec.containers or ())]),
         created=intern(meta.creation_timestamp or ""),
         terminating=meta.deletion_timestamp is not None,
+        mirror_of=_mirror_of(meta.annotations or {}),
     )
+
+
+def _mirror_of(annotations: Mapping[str, str]) -> str:
+    """Of a static pod's object, which the kubelet makes after the pod: the UID that the runtime was given."""
+    return annotations.get(STATIC_POD_UID, "") if MIRROR in annotations else ""
 
 
 def _pod_ips(status: _PodStatus) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ async def network(config: Config, node: Node | None) -> Iterable[Finding]:
             ours=config.cni.enabled,
         ),
         *hostchecks.other_networks(seen.devices, config),
+        hostchecks.service_proxy(seen.devices, policy=config.policy.enabled),
     ]
     if config.network.mode == "off":
         return found

@@ -32,6 +32,7 @@ OTHERS_DEVICES = {
     "ovn-k8s-": "OVN-Kubernetes",
 }
 """What the names of other pod networks' devices begin with."""
+IPVS_DEVICE = "kube-ipvs0"
 OPTIONAL_DEVICES = ("tunl0",)
 """Every namespace has it where the module is loaded: it says nothing unless it is up."""
 
@@ -208,6 +209,22 @@ def other_networks(devices: Iterable[Device], config: Config) -> Iterable[Findin
                 "Two pod networks on one node fight for routes and for the CNI configuration; or these are leftovers.",
                 "uninstall the other one from this node; leftovers go with `ip link del NAME` or a reboot",
             )
+
+
+def service_proxy(devices: Iterable[Device], *, policy: bool) -> Finding:
+    """kube-proxy's IPVS mode, which has a device for the Services' addresses."""
+    if not any(device.name == IPVS_DEVICE for device in devices):
+        return Finding("services.proxy", "ok", "kube-proxy does not use IPVS here")
+    text = f"{IPVS_DEVICE}: kube-proxy forwards to Services by IPVS"
+    if not policy:
+        return Finding("services.proxy", "info", text, "policy.enabled is false, so it does not matter to netagent.")
+    return Finding(
+        "services.proxy",
+        "error",
+        text,
+        "What pods send to a Service passes no forward chain then: policies do not hold for it.",
+        "run kube-proxy with --proxy-mode=iptables or nftables",
+    )
 
 
 def sizes(underlay: Underlay, devices: Iterable[Device], config: Config) -> Iterable[Finding]:

@@ -6,6 +6,7 @@ problem, so that a broken policy fails closed and costs only its own pods.
 The model carries tiers and actions from the start; NetworkPolicy fills the middle tier with Allow rules.
 """
 
+import re
 from enum import IntEnum, StrEnum
 
 from msgspec import Struct
@@ -15,6 +16,7 @@ from netagent.core.policy.selectors import EVERYTHING, Selector, compile_selecto
 from netagent.records import IPBlock, Key, NetworkPolicy, PolicyPeer, PolicyPort, PolicyRule
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
+LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 
 
 class Direction(StrEnum):
@@ -154,6 +156,8 @@ def _rule(namespace: str, rule: PolicyRule, where: str, peers_field: str, proble
             _peer(namespace, peer, f"{where}.{peers_field}[{index}]", problems) for index, peer in enumerate(rule.peers)
         )
         peers = frozenset(peer for peer in understood if peer is not None)
+        if any(peer.unknown_fields for peer in rule.peers):
+            peers = frozenset()  # what such a peer was meant to narrow is not known
     ports: frozenset[PortRange | NamedPort] | None = None
     if rule.ports:
         readable = (_port(port, f"{where}.ports[{index}]", problems) for index, port in enumerate(rule.ports))
@@ -163,7 +167,7 @@ def _rule(namespace: str, rule: PolicyRule, where: str, peers_field: str, proble
 
 def _peer(namespace: str, peer: PolicyPeer, where: str, problems: list[str]) -> Peer | None:
     if peer.unknown_fields:
-        problems.append(f"{where}: unknown fields {', '.join(peer.unknown_fields)}; this peer matches nothing")
+        problems.append(f"{where}: unknown fields {', '.join(peer.unknown_fields)}; this rule matches nothing")
         return None
     if peer.ip_block is not None:
         if peer.pod_selector is not None or peer.namespace_selector is not None:
@@ -188,13 +192,18 @@ def _peer(namespace: str, peer: PolicyPeer, where: str, problems: list[str]) -> 
 
 def _block(block: IPBlock, where: str, problems: list[str]) -> BlockPeer | None:
     try:
-        network = parse_network(block.cidr, strict=False)
-        excepts = [parse_network(text, strict=False) for text in block.excepts]
+        network = parse_network(_decimal(block.cidr), strict=False)
+        excepts = [parse_network(_decimal(text), strict=False) for text in block.excepts]
     except ValueError as error:
         problems.append(f"{where}.ipBlock: {error}; this peer matches nothing")
         return None
     same_family = sorted(str(item) for item in set(excepts) if item.version == network.version)
     return BlockPeer(str(network), tuple(same_family))
+
+
+def _decimal(cidr: str) -> str:
+    """Without leading zeros in an IPv4 network, as the API server reads it: `010.0.0.0/8` is 10.0.0.0/8."""
+    return cidr if ":" in cidr else LEADING_ZEROS.sub("", cidr)
 
 
 def _port(port: PolicyPort, where: str, problems: list[str]) -> PortRange | NamedPort | None:
