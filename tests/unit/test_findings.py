@@ -86,7 +86,7 @@ def test_devices_that_only_look_alike_are_nobodys() -> None:
 )
 def test_ipvs_goes_around_policy(names: tuple[str, ...], policy: bool, level: str) -> None:
     found = hostchecks.service_proxy([Device(name=name) for name in names], policy=policy)
-    assert (found.id, found.level) == ("services.proxy", level)
+    assert (found.id, found.level) == ("links.ipvs", level)
 
 
 def test_a_port_is_found_as_a_whole_number_only() -> None:

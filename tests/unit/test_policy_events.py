@@ -39,7 +39,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 def broken(name: str, **labels: str) -> NetworkPolicy:
-    return policy(name, selector(**labels), ingress=[rule([block("010.0.0.0/8")])])
+    return policy(name, selector(**labels), ingress=[rule([block("10.0.0.0/40")])])
 
 
 async def test_a_kernel_that_refuses_is_told_at_the_node_once_and_its_end_too(site: Site) -> None:

@@ -214,12 +214,12 @@ def other_networks(devices: Iterable[Device], config: Config) -> Iterable[Findin
 def service_proxy(devices: Iterable[Device], *, policy: bool) -> Finding:
     """kube-proxy's IPVS mode, which has a device for the Services' addresses."""
     if not any(device.name == IPVS_DEVICE for device in devices):
-        return Finding("services.proxy", "ok", "kube-proxy does not use IPVS here")
+        return Finding("links.ipvs", "ok", "kube-proxy does not use IPVS here")
     text = f"{IPVS_DEVICE}: kube-proxy forwards to Services by IPVS"
     if not policy:
-        return Finding("services.proxy", "info", text, "policy.enabled is false, so it does not matter to netagent.")
+        return Finding("links.ipvs", "info", text, "policy.enabled is false, so it does not matter to netagent.")
     return Finding(
-        "services.proxy",
+        "links.ipvs",
         "error",
         text,
         "What pods send to a Service passes no forward chain then: policies do not hold for it.",
