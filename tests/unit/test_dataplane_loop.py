@@ -6,6 +6,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
+from netagent.agent.dataplane.admission import NotAdmittedError
 from netagent.agent.dataplane.sync import UNREADY_AFTER, Dataplane
 from netagent.config import PolicyConfig
 from netagent.core.policy.frame import FrameSettings
@@ -52,7 +55,7 @@ async def no_marks(mask: int, keep: int) -> int:
 
 
 @asynccontextmanager
-async def running(kernel: Kernel) -> AsyncIterator[Dataplane]:
+async def running(kernel: Kernel, admit_timeout_s: float = DEADLINE_S) -> AsyncIterator[Dataplane]:
     dataplane = Dataplane(
         kernel,
         PolicyConfig(),
@@ -61,6 +64,7 @@ async def running(kernel: Kernel) -> AsyncIterator[Dataplane]:
         node_name="node-0",
         kinds=KINDS,
         clear_marks=no_marks,
+        admit_timeout_s=admit_timeout_s,
     )
     loop = asyncio.create_task(dataplane.run())
     try:
@@ -267,6 +271,23 @@ async def test_a_pod_is_admitted_by_the_commit_after_one_that_failed() -> None:
         async with asyncio.timeout(DEADLINE_S):
             await admitted
         assert "10.9.9.9" in kernel.runs[-1]
+
+
+async def test_a_call_that_is_repeated_in_vain_leaves_a_wired_pod_as_it_is() -> None:
+    """The runtime may ask again for a pod that runs; that it gets no answer in time must not cut the pod off."""
+    kernel = Kernel()
+    async with running(kernel, admit_timeout_s=0.05) as dataplane:
+        dataplane.restore(())
+        show_all(dataplane)
+        runs, starts = pod("x/runs", "10.9.9.9"), pod("x/starts", "10.9.9.8")
+        for one in (runs, starts):
+            dataplane.apply(put(one))
+        await dataplane.admit(endpoint(runs))
+        kernel.refusing = True
+        for one, state in ((starts, "has no network"), (runs, "goes on")):
+            with pytest.raises(NotAdmittedError, match=state):
+                await dataplane.admit(endpoint(one))
+        assert [one.endpoint for one in dataplane.store.sandboxes.values()] == [endpoint(runs)]
 
 
 def endpoint(one: Pod) -> Endpoint:

@@ -137,25 +137,28 @@ class Dataplane:
         self._touch(dirty, received_s, always=isinstance(change, Listed), urgent=self._debounce.is_alone(change))
 
     async def admit(self, endpoint: Endpoint) -> None:
-        """Return once the endpoint's policy is committed. Raises NotAdmittedError; then nothing is admitted.
+        """Return once the endpoint's policy is committed. Raises NotAdmittedError; then it is as it was before.
 
         Where another agent enforces policy, only its addresses are: nothing of the API is waited for.
         """
+        known = self.store.sandboxes.get(endpoint.container_id)
+        wired = known is not None and known.endpoint == endpoint
         try:
             async with asyncio.timeout(self._admit_timeout_s):
                 if self._policy_on:
                     await self._admissions.described(endpoint)
                 self._causes.local("pod", endpoint.pod, "wired")
                 await self._hastened(endpoint)
-        except TimeoutError:
-            self.withdraw(endpoint)
+        except BaseException as error:
+            if not wired:
+                self.withdraw(endpoint)
+            if not isinstance(error, TimeoutError):
+                raise
+            state = "The pod goes on as it is" if wired else "The pod has no network yet"
             raise NotAdmittedError(
                 f"pod {endpoint.pod} not admitted within {self._admit_timeout_s:g} s: {self.why_waiting(endpoint)}. "
-                "The pod has no network yet; the kubelet tries again. If it repeats: see /readyz of the agent."
+                f"{state}; the kubelet tries again. If it repeats: see /readyz of the agent."
             ) from None
-        except BaseException:
-            self.withdraw(endpoint)
-            raise
 
     def withdraw(self, endpoint: Endpoint) -> None:
         """The endpoint is gone."""
