@@ -54,6 +54,27 @@ async def test_pods_have_unique_addresses_of_their_nodes_and_reach_everybody(
         assert {(cell, verdict.answer) for cell, verdict in matrix.items()} == {(cell, cell[1]) for cell in matrix}
 
 
+async def test_a_static_pod_starts_under_its_policies(
+    lab: Lab, make_pod: Callable[..., Object], make_namespace: Callable[[str], Object]
+) -> None:
+    """Its runtime knows it by another UID than the API."""
+    static = make_pod("static", "server", 0)
+    static["metadata"]["labels"] = {"app": "server"}
+    uid = "0123456789abcdef0123456789abcdef"
+    static["metadata"]["annotations"] = {"kubernetes.io/config.mirror": uid, "kubernetes.io/config.hash": uid}
+    closed = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "closed", "namespace": "static"},
+        "spec": {"podSelector": {"matchLabels": {"app": "server"}}, "policyTypes": ["Ingress"]},
+    }
+    await lab.create(make_namespace("static"), closed, static, make_pod("static", "client", 1))
+    found = await lab.pods_ready()
+    assert {"static/server", "static/client"} <= {pods.full_name(pod) for pod in found}
+    assert not (await lab.probe("static/client", "static/server", 80)).allowed
+    assert (await lab.probe("static/server", "static/client", 80)).allowed
+
+
 async def test_nobody_answers_on_a_port_that_is_not_served(
     lab: Lab, make_pod: Callable[..., Object], make_namespace: Callable[[str], Object]
 ) -> None:

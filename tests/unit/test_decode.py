@@ -248,6 +248,12 @@ def test_a_policy_that_reads_in_part_keeps_its_selector_and_allows_nothing(broke
     assert (found.ingress, found.egress) == ((), ())
 
 
+def test_a_policy_that_reads_in_part_isolates_where_it_says_so() -> None:
+    found = policy({"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"ports": [{"port": 80, "newField": 1}]}]})
+    assert found.problem.startswith("spec: ")
+    assert found.policy_types == ("Egress",)
+
+
 @pytest.mark.parametrize("spec", [{"podSelector": {"matchLabels": {"a": 1}}}, {"podSelector": []}, [], "all", 7])
 def test_a_policy_without_readable_selector_closes_its_namespace(spec: Any) -> None:
     found = policy(spec)

@@ -33,6 +33,8 @@ from netagent.records import (
 )
 
 NULL = Raw(b"null")
+BOTH_WAYS = ("Ingress", "Egress")
+"""Of a policy whose types cannot be read, or follow from rules that cannot."""
 SHARED = 1024
 """Maps of labels and lists of ports that are remembered, so that equal ones are one object: lists come in order of
 names, so a replica's siblings are next to it."""
@@ -160,6 +162,10 @@ class _PolicySpecHead(Struct, rename="camel"):
     pod_selector: _Selector | None = None
 
 
+class _PolicySpecTypes(Struct, rename="camel"):
+    policy_types: list[str] | None = None
+
+
 class _Policy(Struct):
     metadata: Meta
     spec: Raw = NULL
@@ -171,6 +177,7 @@ _node = msgspec.json.Decoder(_Node)
 _policy = msgspec.json.Decoder(_Policy)
 _policy_spec = msgspec.json.Decoder(_PolicySpec)
 _policy_spec_head = msgspec.json.Decoder(_PolicySpecHead)
+_policy_spec_types = msgspec.json.Decoder(_PolicySpecTypes)
 _selector = msgspec.json.Decoder(_Selector | None)
 _ip_block = msgspec.json.Decoder(_IPBlock | None)
 _tree = msgspec.json.Decoder(dict[str, Any])
@@ -321,14 +328,16 @@ def _read_policy(raw: bytes | Raw) -> NetworkPolicy:
 
 
 def _closed_policy(meta: Meta, spec: Raw, problem: str) -> NetworkPolicy:
-    """Isolates what the selector selects; the whole namespace where not even that can be read."""
+    """Isolates what the selector selects, where it says so; the whole namespace both ways where that cannot be read."""
     try:
         selector = _label_selector(_policy_spec_head.decode(spec).pod_selector)
     except MALFORMED:
         selector = LabelSelector()
-    return NetworkPolicy(
-        key=meta.key(), uid=meta.uid, pod_selector=selector, policy_types=("Ingress", "Egress"), problem=problem
-    )
+    try:
+        types = tuple(_policy_spec_types.decode(spec).policy_types or BOTH_WAYS)
+    except MALFORMED:
+        types = BOTH_WAYS
+    return NetworkPolicy(key=meta.key(), uid=meta.uid, pod_selector=selector, policy_types=types, problem=problem)
 
 
 def _rule(rule: _IngressRule | _EgressRule) -> PolicyRule:

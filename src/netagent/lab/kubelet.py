@@ -148,6 +148,7 @@ class PodWorker:
             namespace=meta["namespace"],
             name=meta["name"],
             uid=meta["uid"],
+            static_uid=pods.static_uid(pod),
             node=self._station.plan.name,
             container_id=hashlib.sha256(os.urandom(32)).hexdigest(),
             requested_ips=pods.requested_ips(pod),

@@ -83,6 +83,13 @@ def port_mappings(pod: Object) -> tuple[dict[str, Any], ...]:
     )
 
 
+def static_uid(pod: Object) -> str:
+    """The UID by which the runtime knows a static pod, of which this is the mirror; "" of any other."""
+    annotations = pod["metadata"].get("annotations") or {}
+    mirror = "kubernetes.io/config.mirror" in annotations
+    return str(annotations.get("kubernetes.io/config.hash", "")) if mirror else ""
+
+
 def requested_ips(pod: Object) -> tuple[str, ...]:
     """Addresses that the pod asks for."""
     return tuple(filter(None, (annotation(pod, IP) or "").split(",")))

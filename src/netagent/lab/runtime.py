@@ -33,6 +33,9 @@ class Sandbox(Struct, kw_only=True):
     namespace: str
     name: str
     uid: str
+    """Of the API's object."""
+    static_uid: str = ""
+    """Of a static pod: what kubelet and runtime know it by. The API's object is only its mirror."""
     node: str
     container_id: str
     requested_ips: tuple[str, ...] = ()
@@ -140,7 +143,7 @@ def _variables(command: str, sandbox: Sandbox) -> dict[str, str]:
         "K8S_POD_NAMESPACE": sandbox.namespace,
         "K8S_POD_NAME": sandbox.name,
         "K8S_POD_INFRA_CONTAINER_ID": sandbox.container_id,
-        "K8S_POD_UID": sandbox.uid,
+        "K8S_POD_UID": sandbox.static_uid or sandbox.uid,
     }
     return {
         "CNI_COMMAND": command,
