@@ -56,8 +56,8 @@ def test_the_page_has_all_of_it(figures: Path, tmp_path: Path) -> None:
     page = (tmp_path / "benchmarks.md").read_text()
     lines = page.splitlines()
     assert all(title in lines for title in PAGE_TITLES)
-    (adds,) = (line for line in lines if line.startswith("| CNI ADD beside bulk work |"))
-    assert adds.split("|")[5].strip().startswith(("met", "**missed**"))
+    (policies,) = (line for line in lines if line.startswith("| policy change → commit beside bulk work |"))
+    assert policies.split("|")[5].strip().startswith(("met", "**missed**"))
     (datapath,) = (line for line in lines if line.startswith("| new connections/s |"))
     assert "not measured in this run" in datapath
     drawn = sorted(path.name for path in (tmp_path / "plots").iterdir())
