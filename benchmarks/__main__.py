@@ -1,6 +1,6 @@
 """Run benchmarks and write their figures down.
 
-python -m benchmarks [NAME ...] [--quick] [--json FILE]
+python -m benchmarks [NAME ...] [--quick] [--json FILE [--again]]
 """
 
 import argparse
@@ -43,11 +43,16 @@ def main() -> int:
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="fewer samples")
     parser.add_argument("--json", metavar="FILE", help="write all figures")
+    parser.add_argument("--again", action="store_true", help="figures of other benchmarks that FILE has stay")
     options = parser.parse_args()
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     results: dict[str, Any] = {"machine": machine(), "quick": options.quick, "benchmarks": {}}
+    if options.again:
+        before = orjson.loads(Path(options.json).read_bytes())
+        results = {**before, "failed": [name for name in before.get("failed", ()) if name not in options.names]}
+    commit = machine()["commit"]
     took_s: dict[str, float] = {}
     failed = []
     for name in options.names:
@@ -57,9 +62,9 @@ def main() -> int:
         took_s[name] = round(time.monotonic() - begin_s, 1)
         if figures is None:
             failed.append(name)
-            results["failed"] = failed
+            results["failed"] = [*results.get("failed", ()), name]
         else:
-            results["benchmarks"][name] = figures | {"load_before": load, "took_s": took_s[name]}
+            results["benchmarks"][name] = figures | {"commit": commit, "load_before": load, "took_s": took_s[name]}
         if options.json:  # what there is, in case that a later one never ends
             Path(options.json).write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
     print("\n== took")

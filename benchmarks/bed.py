@@ -267,9 +267,9 @@ class Trace:
         self._read()
         self._commits.clear()
 
-    async def last(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The last commit that is wanted, once there is one."""
-        async with asyncio.timeout(DEADLINE_S):
+    async def last(self, wanted: Callable[[dict[str, Any]], bool], patience_s: float = DEADLINE_S) -> dict[str, Any]:
+        """The last commit that is wanted, once there is one. Raises TimeoutError."""
+        async with asyncio.timeout(patience_s):
             while True:
                 self._read()
                 found = [commit for commit in self._commits if wanted(commit)]

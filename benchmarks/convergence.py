@@ -45,6 +45,10 @@ IDLE_S = 0.03
 PROBE_S = bed.PROBE_US / 1e6
 """A packet's stamp is taken a little before it is sent."""
 WARM_UP = 1
+COVERED_S = 5.0
+"""A commit that covers a change is in the trace long before."""
+MOST_VOID = 3
+"""Of all changes at one server."""
 STAGES = ("receive", "decode", "store", "wait", "compile", "diff", "commit")
 
 
@@ -76,6 +80,8 @@ class Bench:
         self.ruleset = ruleset
         """What is enforced from the beginning on."""
         self.samples: list[Sample] = []
+        self.void = 0
+        """Changes whose moment the prober missed."""
 
     async def change(self, name: str, kind: Kind, work: Awaitable[float], up: bool) -> None:
         """One change that lets packets pass, or not."""
@@ -86,7 +92,11 @@ class Bench:
         obeyed_s = await self._probe.turned(up, began_s)
         # Several events may tell of one change (a pod's creation and its status): the commit that did it is the last
         # one that had begun when the first packet obeyed.
-        commit = await self._agent.trace.last(lambda one: _covers(one, kind, obeyed_s))
+        try:
+            commit = await self._agent.trace.last(lambda one: _covers(one, kind, obeyed_s), COVERED_S)
+        except TimeoutError:  # the prober itself lost packets just before they had to stop
+            self.void += 1
+            return
         mark = [one for one in commit["marks"] if one["kind"] == kind][-1]
         stages = {
             "receive": mark["received_s"] - began_s,
@@ -219,7 +229,9 @@ async def measure(plan: list[tuple[Callable[[], Server], Shape, list[Load]]]) ->
                     )
                     if rate:
                         stages[where]["events_per_s"] = rate
-                rulesets[f"{server.name}, {shape.pods} pods"] = one.ruleset
+                rulesets[f"{server.name}, {shape.pods} pods"] = {**one.ruleset, "changes_not_clocked": one.void}
+                if one.void > MOST_VOID:
+                    raise RuntimeError(f"{one.void} changes were seen by the prober before the agent committed them")
     return {"unit": "ms", "series": series, "mean_by_stage": stages, "enforced": rulesets}
 
 

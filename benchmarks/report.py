@@ -20,9 +20,9 @@ from benchmarks.svg import Bar, bars, short
 DOCS = ROOT / "docs"
 HEAD = """# Benchmarks
 
-Written by `make bench JSON=FILE` and `python -m benchmarks.report FILE`; every figure is of this one run, and stands
-in [benchmarks.json](benchmarks.json) too. One of them: `make bench NAME=convergence`; all in about three minutes, on
-smaller clusters: `make bench QUICK=1`. Each runs in namespaces of its own and leaves nothing behind. Where
+Written by `make bench JSON=FILE` and `python -m benchmarks.report FILE`; every figure is of this one run (a benchmark
+that was run again, with `--again`, tells its own commit), and stands in [benchmarks.json](benchmarks.json) too. One of
+them: `make bench NAME=convergence`; all in about three minutes, on smaller clusters: `make bench QUICK=1`. Each runs in namespaces of its own and leaves nothing behind. Where
 `KUBEBUILDER_ASSETS` names the directory of kube-apiserver and etcd, they are measured against too. Of fewer than 100
 samples no p99 is told, only the largest.
 """
@@ -45,7 +45,7 @@ def main() -> int:
     for old in plots.glob("*.svg"):
         old.unlink()
     names: dict[str, tuple[str, str]] = {}
-    for name, figures in results["benchmarks"].items():
+    for name, figures in in_order(results["benchmarks"]):
         for number, (title, unit, rows) in enumerate(charts(name, figures)):
             file = f"{name}-{number}.svg"
             (plots / file).write_text(bars(title, unit, rows))
@@ -70,14 +70,19 @@ def page(results: dict[str, Any], plots: dict[str, tuple[str, str]]) -> Iterator
     yield "| what | under | budget | measured | |\n| --- | --- | --- | --- | --- |"
     for budget in BUDGETS:
         yield verdict(budget, results["benchmarks"])
-    for name, figures in results["benchmarks"].items():
+    for name, figures in in_order(results["benchmarks"]):
         yield f"\n## {name}\n"
         yield about(name)
         yield from (f"![{title}](plots/{file})\n" for file, (of, title) in plots.items() if of == name)
         yield from tables(figures)
         took_s, load = figures.get("took_s", 0), figures.get("load_before", 0)
-        yield f"\nTook {took_s:.0f} s; load of the machine before it {load:.1f}."
+        yield f"\nTook {took_s:.0f} s at commit {figures.get('commit', '?')}; load of the machine before it {load:.1f}."
     yield ""
+
+
+def in_order(run: Run) -> list[tuple[str, Figures]]:
+    """By name, in the order in which all of them run."""
+    return [(name, run[name]) for name in NAMES if name in run]
 
 
 def verdict(budget: Budget, run: Run) -> str:
@@ -103,7 +108,7 @@ def tables(figures: Figures) -> Iterator[str]:
     if "series" in figures:
         yield from folded(list(summaries(figures)), len(figures["series"]))
     for name, value in figures.items():
-        if name in ("series", "unit", "units", "took_s", "load_before"):
+        if name in ("series", "unit", "units", "took_s", "load_before", "commit"):
             continue
         title = name.replace("_", " ")
         if isinstance(value, dict) and value and all(isinstance(one, dict) for one in value.values()):
