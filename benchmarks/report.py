@@ -22,9 +22,9 @@ HEAD = """# Benchmarks
 
 Written by `make bench JSON=FILE` and `python -m benchmarks.report FILE`; every figure is of this one run (a benchmark
 that was run again, with `--again`, tells its own commit), and stands in [benchmarks.json](benchmarks.json) too. One of
-them: `make bench NAME=convergence`; all in about three minutes, on smaller clusters: `make bench QUICK=1`. Each runs in namespaces of its own and leaves nothing behind. Where
-`KUBEBUILDER_ASSETS` names the directory of kube-apiserver and etcd, they are measured against too. Of fewer than 100
-samples no p99 is told, only the largest.
+them: `make bench NAME=convergence`; all in about three minutes, on smaller clusters: `make bench QUICK=1`. Each runs in
+namespaces of its own and leaves nothing behind. Where `KUBEBUILDER_ASSETS` names the directory of kube-apiserver and
+etcd, they are measured against too. Of fewer than 100 samples no p99 is told, only the largest.
 """
 QUICK = """Of a quick run: smaller clusters than the table of budgets says, few samples.
 """
