@@ -33,7 +33,7 @@ NAMES = (
 """Modules of this package, each runnable alone with --quick and --json."""
 
 
-LONGEST_S = 1200
+LONGEST_S = 1800
 """None takes half of it; one that hangs is ended with all that it started."""
 
 
@@ -45,6 +45,8 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write all figures")
     parser.add_argument("--again", action="store_true", help="figures of other benchmarks that FILE has stay")
     options = parser.parse_args()
+    if options.again and not (options.json and Path(options.json).exists()):
+        parser.error("--again needs --json with the file of an earlier run")
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")

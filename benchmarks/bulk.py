@@ -126,11 +126,7 @@ class Watcher:
 class Bench:
     """One agent under one load after the other."""
 
-    def __init__(
-        self, server: Embedded, agent: MeteredAgent, watcher: Watcher, shape: Shape, ruleset: dict[str, int]
-    ) -> None:
-        self.ruleset = ruleset
-        """What is enforced from the beginning on."""
+    def __init__(self, server: Embedded, agent: MeteredAgent, watcher: Watcher, shape: Shape) -> None:
         self._shape = shape
         self._containers_of: dict[int, str] = {}
         """Number of a wired pod -> its container ID."""
@@ -235,7 +231,7 @@ async def bench(shape: Shape, root: Path) -> AsyncIterator[Bench]:
             agent.start()
             first = await agent.wires()
             progress(f"agent enforces {first['done_s'] - agent.started_s:.2f} s after its start")
-            one = Bench(server, agent, watcher, shape, bed.ruleset(first))
+            one = Bench(server, agent, watcher, shape)
             wiring.make_netns([f"pod{number}" for number in range(shape.local_pods)])
             for number in range(shape.local_pods):
                 await one.add(number)
@@ -254,7 +250,7 @@ async def measure(shape: Shape, samples: int) -> dict[str, Any]:
             for bulk in BULKS:
                 await one.under(bulk, samples)
     series = {name: structs.asdict(summarise(values)) for name, values in one.found.items()}
-    return {"unit": "ms", "series": series, "median_by_stage": one.stages, "enforced": {"at start": one.ruleset}}
+    return {"unit": "ms", "series": series, "median_by_stage": one.stages}
 
 
 def main() -> int:

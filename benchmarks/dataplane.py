@@ -2,9 +2,9 @@
 
 A table of the agent's form, with S sets of M members and C class chains of R rules that pods' map elements lead to.
 Each change is made three ways in turn: as the agent does it (a netlink batch), as a script through libnftables, and by
-an `nft -f` process. What takes something away brings a
-new generation with it, as in the agent. Time is that until the kernel has taken the transaction; CPU is that of the
-process, the kernel's work on its behalf included. Runs in private namespaces; needs root.
+an `nft -f` process; and taken back. What takes something away brings a new generation with it, as in the agent. Time is
+that until the kernel has taken the transaction; CPU is that of the process, the kernel's work on its behalf included.
+Runs in private namespaces; needs root.
 
     python -m benchmarks.dataplane [--quick] [--json FILE]
 """
